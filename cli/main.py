@@ -1,0 +1,64 @@
+"""The command line: one file a command, loaded when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from tensorbus import __version__
+from tensorbus.errors import TensorbusError
+
+COMMANDS = {
+    "serve": "Run the broker.",
+    "aggregate": "Run the aggregator of a federated job.",
+    "publish": "Publish a file as a message.",
+    "fetch": "Fetch a message into a file.",
+    "subscribe": "Print messages as they arrive.",
+    "topics": "List topics.",
+    "inspect": "Show a message and its manifest.",
+    "demo": "Run a whole federation of a small language model on this machine.",
+}
+
+
+class LazyGroup(click.Group):
+    """Lists commands without importing them; ``cli/<name>.py`` holds the click command ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tensorbus.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tensorbus")
+def cli() -> None:
+    """Tensorbus moves models between the sites of a federation: small, lean and safe.
+
+    Start a broker with `tensorbus serve`, then publish a model with
+    `tensorbus publish models.demo model.safetensors --codec nf4`.
+    """
+
+
+def main() -> None:
+    """Entry point; exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except TensorbusError as error:
+        click.echo(f"tensorbus: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,253 @@
+"""The one tree of errors. Each class knows its HTTP status and its problem type (RFC 9457).
+
+The broker turns an error into ``application/problem+json``; the client turns the problem back into the
+same class. A message says what was wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+PROBLEM_PREFIX = "urn:tensorbus:problem:"
+
+
+class TensorbusError(Exception):
+    """Base of every error that Tensorbus raises on purpose."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+
+    @classmethod
+    def problem_type(cls) -> str:
+        """The URN that names this error on the wire."""
+        return PROBLEM_PREFIX + cls.slug
+
+
+# --- what the caller gave is wrong -------------------------------------------------------------------
+
+
+class InvalidName(TensorbusError, ValueError):
+    """A topic, filter, consumer, item or site name is malformed or too long."""
+
+    status = 400
+    slug = "invalid-name"
+
+
+class InvalidRequest(TensorbusError, ValueError):
+    """A request, header, parameter or JSON body is malformed."""
+
+    status = 400
+    slug = "invalid-request"
+
+
+class InvalidSpecification(TensorbusError, ValueError):
+    """A pipeline or job specification is malformed."""
+
+    status = 400
+    slug = "invalid-specification"
+
+
+class LimitExceeded(TensorbusError, ValueError):
+    """A size or count that came from outside is over its limit."""
+
+    status = 413
+    slug = "limit-exceeded"
+
+
+# --- codecs ------------------------------------------------------------------------------------------
+
+
+class CodecError(TensorbusError, ValueError):
+    """A container, an item or an encoded payload cannot be handled."""
+
+    status = 422
+    slug = "codec"
+
+
+class UnknownCodec(CodecError):
+    """No serializer or quantizer of this name is installed."""
+
+    slug = "unknown-codec"
+
+
+class UnsupportedDtype(CodecError, TypeError):
+    """The dtype is unknown, or the container kind cannot hold it."""
+
+    slug = "unsupported-dtype"
+
+
+class UnsupportedContainer(CodecError, TypeError):
+    """The object is no container that any serializer recognises."""
+
+    slug = "unsupported-container"
+
+
+class NonFiniteValues(CodecError):
+    """A tensor to be quantised, or an update to be aggregated, holds NaN or Inf."""
+
+    slug = "non-finite-values"
+
+
+class PayloadMismatch(CodecError):
+    """An encoded payload disagrees with the element count, dtype or codec that its frame declares."""
+
+    slug = "payload-mismatch"
+
+
+class ManifestMismatch(CodecError):
+    """Two descriptions of the same container disagree: names, shapes, dtypes."""
+
+    slug = "manifest-mismatch"
+
+
+# --- frames ------------------------------------------------------------------------------------------
+
+
+class FrameError(TensorbusError, ValueError):
+    """The bytes are not a valid sequence of frames."""
+
+    status = 422
+    slug = "frame"
+
+
+class TruncatedFrames(FrameError):
+    """The bytes end in the midst of a frame, or before the close frame."""
+
+    slug = "truncated-frames"
+
+
+class ChecksumMismatch(FrameError):
+    """A frame's CRC-32C, or the digest of the whole, does not match: the bytes were damaged."""
+
+    slug = "checksum-mismatch"
+
+
+class UnsupportedVersion(FrameError):
+    """The frame's format version or kind is not known to this release."""
+
+    slug = "unsupported-version"
+
+
+class FrameSequenceError(FrameError):
+    """Frames are reordered, repeated or missing, or disagree with the manifest."""
+
+    slug = "frame-sequence"
+
+
+# --- the broker --------------------------------------------------------------------------------------
+
+
+class NotFound(TensorbusError, LookupError):
+    """No such message, item, topic, consumer or delivery."""
+
+    status = 404
+    slug = "not-found"
+
+
+class Conflict(TensorbusError):
+    """The request contradicts what is already there."""
+
+    status = 409
+    slug = "conflict"
+
+
+class AlreadySettled(Conflict):
+    """The delivery was acknowledged, refused or handed to another worker before."""
+
+    slug = "already-settled"
+
+
+class MessageAborted(TensorbusError):
+    """The message was never completed: its publisher stopped, failed or was replaced."""
+
+    status = 410
+    slug = "message-aborted"
+
+
+class TransferStalled(TensorbusError, TimeoutError):
+    """The peer made no progress for the idle time-out."""
+
+    status = 408
+    slug = "transfer-stalled"
+
+
+class StorageError(TensorbusError, OSError):
+    """The store cannot read or write."""
+
+    status = 500
+    slug = "storage"
+
+
+class StorageFull(StorageError):
+    """The disk or a quota is full; nothing that was acknowledged is touched."""
+
+    status = 507
+    slug = "storage-full"
+
+
+class StoreInUse(StorageError):
+    """Another broker holds the data directory."""
+
+    slug = "store-in-use"
+
+
+class StoreVersion(StorageError):
+    """The data directory was written by a newer version."""
+
+    slug = "store-version"
+
+
+class StoreDamaged(StorageError):
+    """Stored bytes do not match their checksum; they are not delivered."""
+
+    slug = "store-damaged"
+
+
+class PortInUse(TensorbusError, OSError):
+    """The address to listen on is taken or not allowed."""
+
+    slug = "port-in-use"
+
+
+# --- the client --------------------------------------------------------------------------------------
+
+
+class BrokerUnavailable(TensorbusError, ConnectionError):
+    """The broker cannot be reached, or went away and did not come back in time."""
+
+    status = 503
+    slug = "broker-unavailable"
+
+
+class Unauthorized(TensorbusError, PermissionError):
+    """The token is missing, unknown or lacks the right."""
+
+    status = 401
+    slug = "unauthorized"
+
+
+# --- federations -------------------------------------------------------------------------------------
+
+
+class JobError(TensorbusError):
+    """A federated job cannot go on."""
+
+    status = 409
+    slug = "job"
+
+
+class RoundClosed(JobError):
+    """The update belongs to a round that is over."""
+
+    slug = "round-closed"
+
+
+def by_slug() -> dict[str, type[TensorbusError]]:
+    """Every error class under its slug, to turn a problem document back into an exception."""
+    found: dict[str, type[TensorbusError]] = {}
+    todo: list[type[TensorbusError]] = [TensorbusError]
+    while todo:
+        cls = todo.pop()
+        found[cls.slug] = cls
+        todo.extend(cls.__subclasses__())
+    return found
