@@ -8,7 +8,7 @@ import sys
 import click
 
 from tensorbus import __version__
-from tensorbus.errors import TensorbusError
+from tensorbus.errors import BrokerUnavailable, NotFound, TensorbusError
 
 COMMANDS = {
     "serve": "Run the broker.",
@@ -20,6 +20,11 @@ COMMANDS = {
     "inspect": "Show a message and its manifest.",
     "demo": "Run a whole federation of a small language model on this machine.",
 }
+
+FAILED = 1
+UNAVAILABLE = 3
+NOT_FOUND = 4
+INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
@@ -47,18 +52,31 @@ def cli() -> None:
 
     Start a broker with `tensorbus serve`, then publish a model with
     `tensorbus publish models.demo model.safetensors --codec nf4`.
+
+    \b
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the broker
+    cannot be reached, 4 no such message, item or consumer, 130 interrupted.
     """
 
 
 def main() -> None:
-    """Entry point; exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    """Entry point; the exit codes are those of the help text."""
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Abort:
-        sys.exit(130)
-    except TensorbusError as error:
+        sys.exit(INTERRUPTED)
+    except (TensorbusError, OSError) as error:
         click.echo(f"tensorbus: {error}", err=True)
-        sys.exit(1)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: Exception) -> int:
+    """What the process says of ``error``."""
+    if isinstance(error, BrokerUnavailable):
+        return UNAVAILABLE
+    if isinstance(error, NotFound):
+        return NOT_FOUND
+    return FAILED

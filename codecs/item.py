@@ -62,6 +62,10 @@ class Item(ABC):
 
     spec: ItemSpec
 
+    stable: bool = False
+    """Whether what ``read`` returns is the container's own memory, which stays as it is while the container
+    does; such slices are sent from where they lie."""
+
     @abstractmethod
     def read(self, offset: int, count: int) -> memoryview:
         """The raw bytes of elements ``offset`` to ``offset + count`` in C order, original dtype.
@@ -69,3 +73,7 @@ class Item(ABC):
         No copy is made where the values already lie so in memory. The view is valid until the next
         ``read`` of any item of the same source.
         """
+
+    def read_into(self, offset: int, count: int, out: memoryview) -> None:
+        """Write the bytes that ``read`` would return into ``out``, which has exactly their size."""
+        out[:] = self.read(offset, count).cast("B")

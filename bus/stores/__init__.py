@@ -1,0 +1,1 @@
+"""Where messages live. Import the module of the store that is meant."""

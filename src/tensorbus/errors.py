@@ -219,6 +219,18 @@ class BrokerUnavailable(TensorbusError, ConnectionError):
     slug = "broker-unavailable"
 
 
+class ClientClosed(TensorbusError, RuntimeError):
+    """The client was closed before this call, or while it ran."""
+
+    slug = "client-closed"
+
+
+class TransferCancelled(TensorbusError):
+    """The transfer was given up while this part of it was still at work."""
+
+    slug = "transfer-cancelled"
+
+
 class Unauthorized(TensorbusError, PermissionError):
     """The token is missing, unknown or lacks the right."""
 

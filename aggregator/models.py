@@ -1,0 +1,74 @@
+"""GlobalModel: a job's model as it lies in the broker. The newest one is all the state that a job has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorbus.bus.client import Client
+from tensorbus.bus.messages import MessageInfo
+from tensorbus.bus.progress import ProgressCallback
+from tensorbus.errors import NotFound, RoundClosed
+
+from .headers import ModelHeaders
+from .job import JobSpec, model_topic
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalModel:
+    """A sealed global model, not yet downloaded."""
+
+    bus: Client
+    info: MessageInfo
+    headers: ModelHeaders
+
+    @property
+    def round(self) -> int:
+        """The round that begins with this model, from 1; rounds + 1 for the final one."""
+        return self.headers.number
+
+    @property
+    def final(self) -> bool:
+        """Whether no round follows."""
+        return self.headers.final
+
+    @property
+    def spec(self) -> JobSpec:
+        """The job's specification, as the aggregator had it when it published this model."""
+        return self.headers.spec
+
+    async def load(self, into: object | None = None, progress: ProgressCallback | None = None) -> object:
+        """The model in its container kind, or decoded in place into the tensors of ``into``.
+
+        Raises:
+            RoundClosed: the round is so long over that its model was deleted.
+            ManifestMismatch: ``into`` lacks a tensor, or has it with another shape or dtype.
+        """
+        try:
+            message = await self.bus.fetch(self.info.id)
+            return await message.load(into, progress=progress)
+        except NotFound as error:
+            raise self._gone() from error
+
+    async def save(self, path: str | Path, progress: ProgressCallback | None = None) -> None:
+        """The model as a safetensors file, written in place and never loaded. Raises RoundClosed."""
+        try:
+            message = await self.bus.fetch(self.info.id)
+            await message.save(path, progress=progress)
+        except NotFound as error:
+            raise self._gone() from error
+
+    def _gone(self) -> RoundClosed:
+        return RoundClosed(f"the model of round {self.round} of job {self.spec.job!r} is gone; take the newest one")
+
+
+async def newest_model(bus: Client, job: str) -> GlobalModel | None:
+    """The newest global model of a job; None before the first.
+
+    Raises:
+        InvalidRequest, InvalidSpecification: what lies on the topic is no model of this job.
+    """
+    topic = model_topic(job)
+    async for info in bus.messages(topic=topic, order="desc", limit=1):
+        return GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
+    return None

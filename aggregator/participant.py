@@ -1,0 +1,187 @@
+"""Participant: a site's side of a job.
+
+    participant = Participant(bus, job="sft", site="a")
+    async for task in participant.rounds():
+        model.load_state_dict(await task.load())
+        …                                               # train
+        await task.submit(model.state_dict(), num_examples=812, metrics={"loss": loss})
+    model.load_state_dict(await participant.final.load())
+
+Strategy: the newest model tells a site all it has to know; deliveries only wake it up. They are acknowledged
+at once, since a training script keeps the event loop to itself for minutes and could not hold them. A site that
+joins late, or comes back after a crash, finds the newest model by listing, and whether it has answered it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorbus.bus.client import Client, Receipt
+from tensorbus.bus.progress import ProgressCallback
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.errors import AlreadySettled, JobError, NotFound
+
+from .headers import UpdateHeaders
+from .job import JobSpec, check_name, consumer_name, model_topic, update_key, updates_topic
+from .models import GlobalModel, newest_model
+
+log = logging.getLogger("tensorbus.participant")
+
+LOOK_AGAIN = 30.0
+"""Seconds after which the newest model is looked up although no delivery came: a second process of the same
+site may have taken it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One round's work for one site: load the model, train it, submit it."""
+
+    model: GlobalModel
+    site: str
+    down: ProgressCallback | None
+    up: ProgressCallback | None
+
+    @property
+    def round(self) -> int:
+        """From 1."""
+        return self.model.round
+
+    @property
+    def spec(self) -> JobSpec:
+        """The job as its aggregator runs it."""
+        return self.model.spec
+
+    @property
+    def headers(self) -> Mapping[str, object]:
+        """Of the model's message."""
+        return self.model.info.headers
+
+    async def load(self, into: object | None = None) -> object:
+        """The global model in its container kind, or decoded in place into the tensors of ``into``.
+
+        Raises:
+            RoundClosed: the round is so long over that its model was deleted.
+            ManifestMismatch: ``into`` lacks a tensor, or has it with another shape or dtype.
+        """
+        return await self.model.load(into, self.down)
+
+    async def save(self, path: str | Path) -> None:
+        """The global model as a safetensors file; it is never in memory. Raises RoundClosed."""
+        await self.model.save(path, self.down)
+
+    async def submit(
+        self, container: object, num_examples: float, metrics: Mapping[str, float] | None = None
+    ) -> Receipt | None:
+        """Send this site's update; its receipt, once the broker has it on stable storage.
+
+        It counts once however often it is submitted: a second one gets the first one's receipt, marked
+        ``duplicate``. None means that the round was over already and nothing was sent; go on with the next.
+
+        Args:
+            container: what the model was: names, shapes and dtypes as loaded.
+            num_examples: how many examples the site trained on, the weight of its update; positive.
+            metrics: numbers to be shown with the round, such as ``{"loss": 1.7}``.
+
+        Raises:
+            InvalidRequest: ``num_examples`` or a metric is not such a number.
+            NonFiniteValues: the container holds NaN or Inf; the tensor is named.
+        """
+        job = self.spec.job
+        told = {name: value if math.isfinite(value) else math.nan for name, value in (metrics or {}).items()}
+        headers = UpdateHeaders(self.site, self.round, num_examples, told).to_headers(job)
+        newest = await newest_model(self.model.bus, job)
+        if newest is not None and newest.round > self.round:
+            log.warning("round %d of job %s is over; the update of %s is not sent", self.round, job, self.site)
+            return None
+        return await self.model.bus.publish(
+            updates_topic(job),
+            container,
+            codec=Pipeline.parse(self.spec.up),
+            headers=headers,
+            key=update_key(job, self.round, self.site),
+            progress=self.up,
+        )
+
+
+class Participant:
+    """One site in one job.
+
+    Args:
+        job: the job's name.
+        site: this site's name, unique within the job; 1 to 31 letters, digits, ``_`` or ``-``.
+        down, up: called with the Progress of each download and upload.
+
+    Raises:
+        InvalidName: for the job or the site.
+    """
+
+    def __init__(
+        self,
+        bus: Client,
+        *,
+        job: str,
+        site: str,
+        down: ProgressCallback | None = None,
+        up: ProgressCallback | None = None,
+    ) -> None:
+        self._bus = bus
+        self._job = check_name(job, "job")
+        self._site = check_name(site, "site")
+        self._down = down
+        self._up = up
+        self._final: GlobalModel | None = None
+
+    @property
+    def final(self) -> GlobalModel:
+        """The job's final model, once ``rounds`` has ended.
+
+        Raises:
+            JobError: it has not.
+        """
+        if self._final is None:
+            raise JobError(f"job {self._job!r} has no final model yet; it comes when rounds() has ended")
+        return self._final
+
+    async def rounds(self) -> AsyncIterator[Task]:
+        """A Task for each round that this site takes part in, always of the newest model; ends with the job.
+
+        A round that the site has answered already, in this process or before a restart, is not given again.
+
+        Raises:
+            BrokerUnavailable: the broker went away and did not come back in time.
+        """
+        done = 0
+        consumer = consumer_name(self._job, self._site)
+        async with self._bus.subscribe(model_topic(self._job), consumer=consumer) as deliveries:
+            while True:
+                model = await newest_model(self._bus, self._job)
+                if model is not None and model.final:
+                    self._final = model
+                    break
+                if model is not None and model.round > done:
+                    done = model.round
+                    if not await self._answered(model):
+                        yield Task(model, self._site, self._down, self._up)
+                        continue
+                delivery = await deliveries.receive(timeout=LOOK_AGAIN)
+                if delivery is not None:
+                    try:
+                        await delivery.ack()
+                    except (AlreadySettled, NotFound):
+                        pass  # it has done its work all the same
+        try:
+            await self._bus.delete_consumer(consumer)
+        except NotFound:
+            pass  # a second process of this site was quicker
+
+    async def _answered(self, model: GlobalModel) -> bool:
+        """Whether this site's update to ``model`` is sealed, so that training again would be for nothing."""
+        key = update_key(self._job, model.round, self._site)
+        async for info in self._bus.messages(topic=updates_topic(self._job), order="desc"):
+            if info.key == key:
+                return True
+        return False

@@ -1,0 +1,227 @@
+"""Connection: one client's HTTP session with a broker, and the thread pool its transfers compute in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from tensorbus.errors import BrokerUnavailable, ClientClosed, InvalidRequest, TensorbusError, TransferStalled
+
+from .refusals import refusal
+from .retry import Retry
+
+T = TypeVar("T")
+JsonObject = dict[str, object]
+
+FRAMES = "application/vnd.tensorbus.frames"
+"""Content type of a message body."""
+
+READ_BUFFER = 1 << 20
+"""Bytes of a body that may wait in memory while the frames before them are decoded (twice that at most)."""
+
+TRANSIENT = (BrokerUnavailable, TransferStalled)
+"""What is worth another attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Time-outs of a client, in seconds. There is none for a whole transfer."""
+
+    connect_timeout: float = 10.0
+    """For one attempt to open a connection."""
+    idle_timeout: float = 60.0
+    """A transfer of which no byte moves for so long is cut and tried again."""
+    retry_for: float = 60.0
+    """A call that gets no further for so long, over all its attempts, fails with `BrokerUnavailable`."""
+    poll_wait: float = 30.0
+    """How long one request for deliveries waits at the broker."""
+
+
+class Connection:
+    """Sends requests and turns what goes wrong into TensorbusErrors; opened when first used.
+
+    Raises:
+        InvalidRequest: ``url`` is no http or https URL.
+    """
+
+    def __init__(self, url: str, token: str | None, settings: ClientSettings) -> None:
+        try:
+            base = URL(url)
+        except (TypeError, ValueError):
+            base = URL()
+        if base.scheme not in ("http", "https") or not base.host:
+            raise InvalidRequest(f"{url!r} is no broker URL; it should look like http://127.0.0.1:8080")
+        self.settings = settings
+        self._base = str(base.with_query(None).with_fragment(None)).rstrip("/")
+        self._headers = {"Accept-Encoding": "identity"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._session: aiohttp.ClientSession | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """Where the broker is."""
+        return self._base
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Refuse to work after `aclose`.
+
+        Raises:
+            ClientClosed: it was called.
+        """
+        if self._closed:
+            raise ClientClosed(f"the client of {self._base} is closed; open a new one with `async with Client(…)`")
+
+    async def aclose(self) -> None:
+        """Close every connection; calls in progress fail. May be called twice."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in a worker thread. A cancelled caller still waits for the thread to come back.
+
+        So the buffers that a worker uses are free again when this returns, however it returns.
+        """
+        self.check_open()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(thread_name_prefix="tensorbus-client")
+        future = asyncio.get_running_loop().run_in_executor(self._threads, function)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # seen: the cancellation is what the caller hears of
+            raise
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str | int] | None = None,
+        data: aiohttp.Payload | None = None,
+        document: JsonObject | None = None,
+        read_timeout: float | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request, one attempt; the response has a status below 400.
+
+        Args:
+            read_timeout: seconds without a byte of the response; None for no limit.
+
+        Raises:
+            BrokerUnavailable: no connection, or it broke.
+            TransferStalled: the response made no progress.
+            TensorbusError: what the broker refused, as its own class.
+        """
+        self.check_open()
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self.settings.connect_timeout, sock_read=read_timeout
+        )
+        try:
+            async with self._open().request(
+                method,
+                URL(self._base + path, encoded=True),
+                headers=headers,
+                params=params,
+                data=data,
+                json=document,
+                timeout=timeout,
+                allow_redirects=False,
+                read_bufsize=READ_BUFFER,
+            ) as response:
+                if response.status >= 300 and response.status != 304:
+                    raise await refusal(response)
+                yield response
+        except aiohttp.ServerTimeoutError as error:
+            self.check_open()
+            raise TransferStalled(f"the broker at {self._base} sent nothing for {read_timeout} s") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            self.check_open()
+            raise BrokerUnavailable(
+                f"no answer from the broker at {self._base}: {error or type(error).__name__}"
+            ) from error
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        document: JsonObject | None = None,
+        wait: float = 0.0,
+        retry: bool = True,
+    ) -> JsonObject:
+        """A request with a JSON answer, repeated while the broker is away; ``{}`` where it has no body.
+
+        Only for requests that may be repeated.
+
+        Args:
+            wait: seconds for which the broker was asked to hold the request.
+            retry: False makes it one attempt.
+        """
+        attempts = Retry(self.settings.retry_for if retry else 0.0, f"{method} {path}")
+        while True:
+            try:
+                async with self.request(
+                    method,
+                    path,
+                    params=params,
+                    document=document,
+                    read_timeout=wait + self.settings.idle_timeout,
+                ) as response:
+                    body = await response.read()
+                return _json_object(body) if body else {}
+            except TRANSIENT as error:
+                await attempts.after(error)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+def segment(name: str) -> str:
+    """``name`` as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _json_object(body: bytes) -> JsonObject:
+    try:
+        document: object = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise TensorbusError(f"the broker answered with no JSON object: {body[:200]!r}")
+    return cast("JsonObject", document)

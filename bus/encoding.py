@@ -1,0 +1,80 @@
+"""Encoding: a container becomes a message body, a few frames at a time, in a worker thread.
+
+Strategy. A step of the worker makes one `Chunk`: some small frames joined into one piece, or one large frame
+whose payload is sent from where it lies. While the event loop sends a chunk, the worker makes the next one, so
+two buffers are all there ever are, whatever the size of a message or of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tensorbus.streaming.channel import BufferPool
+from tensorbus.streaming.container import ContainerEncoder, EncodedFrame
+
+from .progress import Progress
+
+BUFFERS = 2
+"""One whose frame is being sent, one whose frame is being made."""
+JOINED = 64 << 10
+"""Bytes; payloads up to this size are copied and sent together, larger ones from where they lie."""
+ENOUGH = 256 << 10
+"""Bytes; so much of small frames makes a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next bytes of the body: ``head``, then the payload of ``frame`` if there is one.
+
+    ``progress`` is true once these bytes have left. ``frame`` is to be given to `Encoding.release` then.
+    """
+
+    head: bytearray
+    frame: EncodedFrame | None
+    progress: Progress
+
+
+class Encoding:
+    """One pass over a container; `step` is for a worker thread, one call at a time."""
+
+    def __init__(self, encoder: ContainerEncoder) -> None:
+        self._encoder = encoder
+        self._pool = BufferPool(BUFFERS)
+        self._frames: Iterator[EncodedFrame] = encoder.frames(self._pool)
+        self._sent = 0
+        self._original = 0
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole body, where they are known beforehand."""
+        return self._encoder.wire_bytes
+
+    def step(self) -> Chunk | None:
+        """The next chunk; None at the end.
+
+        Raises:
+            NonFiniteValues and other CodecErrors, naming the item; OSError of the source.
+        """
+        head = bytearray()
+        item: str | None = None
+        for frame in self._frames:
+            head += frame.head
+            self._sent += len(frame.head) + len(frame.payload)
+            self._original += frame.original_bytes
+            item = frame.item
+            if len(frame.payload) > JOINED:
+                return Chunk(head, frame, self._progress(item))
+            head += frame.payload
+            self.release(frame)
+            if len(head) >= ENOUGH:
+                break
+        return Chunk(head, None, self._progress(item)) if head else None
+
+    def release(self, frame: EncodedFrame) -> None:
+        """The frame has left: its buffer may be used again."""
+        if frame.buffer is not None:
+            self._pool.release(frame.buffer)
+
+    def _progress(self, item: str | None) -> Progress:
+        return Progress(self._sent, self.size, self._original, self._encoder.original_bytes, item)

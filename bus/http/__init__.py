@@ -1,0 +1,1 @@
+"""Parts of the HTTP server, one a noun; ``bus/server.py`` puts them together."""

@@ -1,0 +1,3 @@
+"""Media types."""
+
+FRAMES = "application/vnd.tensorbus.frames"

@@ -1,0 +1,61 @@
+"""POST /v1/topics/{topic}/messages: a message comes in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from tensorbus.errors import InvalidRequest
+
+from ..messages import Receipt
+from .bodies import accept, chunks, expect_later
+from .context import context
+from .media import FRAMES
+from .plain import wrap_plain
+
+log = logging.getLogger("tensorbus.server")
+routes = web.RouteTableDef()
+
+
+@routes.post("/v1/topics/{topic}/messages", expect_handler=expect_later)
+async def publish(request: web.Request) -> web.Response:
+    """Check what the head of the request tells, then move the body into an upload, then seal it."""
+    here = context(request)
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise InvalidRequest("the body must not be compressed (Content-Encoding)")
+    started = await here.broker.begin(
+        request.match_info["topic"], request.headers.get("Idempotency-Key"), request.content_length
+    )
+    if isinstance(started, Receipt):
+        return _answer(request, started)
+    body: AsyncIterator[bytes | bytearray | memoryview] = chunks(request)
+    if request.content_type != FRAMES:
+        body = wrap_plain(request, chunks(request))
+    with here.counters.upload():
+        try:
+            await accept(request)
+            async for chunk in body:
+                await started.write(chunk)
+        except BaseException as error:
+            # A cancellation too (the publisher left): the upload's file and memory are given back at once.
+            reason = str(error) or "the publisher left before the end of the message"
+            log.info("upload %s given up: %s", started.id, reason)
+            await here.finishing.run(started.abort(reason))
+            raise
+        # All is here, and whether the publisher still waits for the answer no longer matters. If it lost its
+        # connection, it will be told "duplicate" when it comes again with its key.
+        receipt = await here.finishing.run(started.seal())
+    return _answer(request, receipt)
+
+
+def _answer(request: web.Request, receipt: Receipt) -> web.Response:
+    request["message_id"] = receipt.id
+    status = 200 if receipt.duplicate else 201
+    response = web.json_response(
+        receipt.to_json(), status=status, headers={"Location": f"/v1/messages/{receipt.id}"}
+    )
+    if not request.content.at_eof():
+        response.force_close()
+    return response

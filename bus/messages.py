@@ -1,0 +1,347 @@
+"""What the broker says about messages, consumers and deliveries: frozen values and their JSON.
+
+Broker, server and client share these. ``from_json`` checks every field's type, since the JSON comes from the
+other side. Times are aware datetimes in UTC, ISO 8601 in JSON. Sizes are bytes, durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, cast
+
+from .fields import Fields
+
+HeaderValue = str | int | float | bool | None
+State = Literal["open", "sealed"]
+Start = Literal["all", "new"]
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 * 1024
+
+
+def to_iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds, ending in ``Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageInfo:
+    """A message without its frames.
+
+    Attributes:
+        id: 32 hex digits.
+        seq: position in the broker's log, from 1; None while the message is open.
+        topic, key: as published; the idempotency key is None if there was none.
+        state: ``open`` while it is being published, then ``sealed``.
+        bytes, frames: what was verified so far; of the whole body once sealed.
+        headers: the publisher's.
+        container: the kind of container on the publisher's side: ``torch``, ``numpy``, ``bytes``, …
+        pipeline: the pipeline's specification, as JSON.
+        items: number of items, if the publisher declared it or the message is sealed.
+        original_bytes, wire_bytes: size of the unencoded values, and of the whole body, where declared.
+        digest: SHA-256 of the frame preludes in hex; None while open.
+        created, sealed: when the upload began, and when it was acknowledged.
+    """
+
+    id: str
+    seq: int | None
+    topic: str
+    key: str | None
+    state: State
+    bytes: int
+    frames: int
+    headers: Mapping[str, HeaderValue]
+    container: str
+    pipeline: Mapping[str, object]
+    items: int | None
+    original_bytes: int | None
+    wire_bytes: int | None
+    digest: str | None
+    created: datetime
+    sealed: datetime | None
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {
+            "id": self.id,
+            "seq": self.seq,
+            "topic": self.topic,
+            "key": self.key,
+            "state": self.state,
+            "bytes": self.bytes,
+            "frames": self.frames,
+            "headers": dict(self.headers),
+            "container": self.container,
+            "pipeline": dict(self.pipeline),
+            "items": self.items,
+            "original_bytes": self.original_bytes,
+            "wire_bytes": self.wire_bytes,
+            "digest": self.digest,
+            "created": to_iso(self.created),
+            "sealed": None if self.sealed is None else to_iso(self.sealed),
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> MessageInfo:
+        """The value of a JSON object; raises InvalidRequest if a field is missing or of another type."""
+        got = Fields(document, "message")
+        return cls(
+            id=got.text("id"),
+            seq=got.integer_or_none("seq"),
+            topic=got.text("topic"),
+            key=got.text_or_none("key"),
+            state=cast(State, got.choice("state", ("open", "sealed"))),
+            bytes=got.integer("bytes"),
+            frames=got.integer("frames"),
+            headers=check_headers(got.mapping("headers")),
+            container=got.text("container"),
+            pipeline=got.mapping("pipeline"),
+            items=got.integer_or_none("items"),
+            original_bytes=got.integer_or_none("original_bytes"),
+            wire_bytes=got.integer_or_none("wire_bytes"),
+            digest=got.text_or_none("digest"),
+            created=got.moment("created"),
+            sealed=got.moment_or_none("sealed"),
+        )
+
+
+def check_headers(headers: Mapping[str, object]) -> dict[str, HeaderValue]:
+    """Return message headers whose values are all text, numbers, bools or None.
+
+    Raises:
+        LimitExceeded: over 64 entries, or over 16 KiB of names and texts in all.
+        InvalidRequest: a value is of another type.
+    """
+    return Fields(headers, "headers").scalars(MAX_HEADERS, MAX_HEADER_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePage:
+    """Part of a listing; ``next`` is the seq to continue after, None at the end."""
+
+    messages: tuple[MessageInfo, ...]
+    next: int | None
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {"messages": [message.to_json() for message in self.messages], "next": self.next}
+
+    @classmethod
+    def from_json(cls, document: object) -> MessagePage:
+        """The value of a JSON object; raises InvalidRequest."""
+        got = Fields(document, "message page")
+        return cls(tuple(map(MessageInfo.from_json, got.array("messages"))), got.integer_or_none("next"))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker's word that a message is verified and on stable storage.
+
+    ``duplicate`` is True if the message had been stored before under this idempotency key; everything else
+    is then the first one's. ``digest`` is hex.
+    """
+
+    id: str
+    seq: int
+    topic: str
+    key: str | None
+    bytes: int
+    frames: int
+    digest: str
+    duplicate: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {
+            "id": self.id,
+            "seq": self.seq,
+            "topic": self.topic,
+            "key": self.key,
+            "bytes": self.bytes,
+            "frames": self.frames,
+            "digest": self.digest,
+            "duplicate": self.duplicate,
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> Receipt:
+        """The value of a JSON object; raises InvalidRequest."""
+        got = Fields(document, "receipt")
+        return cls(
+            id=got.text("id"),
+            seq=got.integer("seq"),
+            topic=got.text("topic"),
+            key=got.text_or_none("key"),
+            bytes=got.integer("bytes"),
+            frames=got.integer("frames"),
+            digest=got.text("digest"),
+            duplicate=got.flag("duplicate"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What is stored under one topic: sealed messages, their bytes, and the range of their seqs."""
+
+    topic: str
+    messages: int
+    bytes: int
+    first_seq: int
+    last_seq: int
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {
+            "topic": self.topic,
+            "messages": self.messages,
+            "bytes": self.bytes,
+            "first_seq": self.first_seq,
+            "last_seq": self.last_seq,
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> TopicInfo:
+        """The value of a JSON object; raises InvalidRequest."""
+        got = Fields(document, "topic")
+        return cls(
+            topic=got.text("topic"),
+            messages=got.integer("messages"),
+            bytes=got.integer("bytes"),
+            first_seq=got.integer("first_seq"),
+            last_seq=got.integer("last_seq"),
+        )
+
+
+MAX_ACK_WAIT = 24 * 3600.0
+MAX_ACK_PENDING = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerConfig:
+    """What a durable consumer wants.
+
+    Attributes:
+        filter: topics, with ``*`` and ``>``.
+        start: ``all`` from the first stored message on, ``new`` only those sealed after its creation.
+        ack_wait: seconds after which an unsettled delivery is handed over again (0.01 to one day).
+        max_ack_pending: deliveries in flight over all workers, 1 to 10,000; no more new ones beyond it.
+    """
+
+    filter: str
+    start: Start = "all"
+    ack_wait: float = 30.0
+    max_ack_pending: int = 64
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {
+            "filter": self.filter,
+            "start": self.start,
+            "ack_wait": self.ack_wait,
+            "max_ack_pending": self.max_ack_pending,
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> ConsumerConfig:
+        """The value of a JSON object, defaults filled in; raises InvalidRequest, InvalidName for the filter."""
+        from .topics import check_filter
+
+        got = Fields(document, "consumer", allowed=("filter", "start", "ack_wait", "max_ack_pending"))
+        return cls(
+            filter=check_filter(got.text("filter")),
+            start=cast(Start, got.choice("start", ("all", "new"), default="all")),
+            ack_wait=got.number("ack_wait", at_least=0.01, at_most=MAX_ACK_WAIT, default=30.0),
+            max_ack_pending=got.integer("max_ack_pending", at_least=1, at_most=MAX_ACK_PENDING, default=64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerInfo:
+    """A durable consumer and where it stands.
+
+    Attributes:
+        position: every matching message up to this seq has been handed over at least once.
+        ack_pending: deliveries handed over and not settled.
+        backlog: matching messages never handed over.
+    """
+
+    name: str
+    config: ConsumerConfig
+    position: int
+    ack_pending: int
+    backlog: int
+    created: datetime
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object; the configuration's fields lie beside the others."""
+        return {
+            "name": self.name,
+            **self.config.to_json(),
+            "position": self.position,
+            "ack_pending": self.ack_pending,
+            "backlog": self.backlog,
+            "created": to_iso(self.created),
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> ConsumerInfo:
+        """The value of a JSON object; raises InvalidRequest."""
+        got = Fields(document, "consumer")
+        config = {name: got.document.get(name) for name in ("filter", "start", "ack_wait", "max_ack_pending")}
+        return cls(
+            name=got.text("name"),
+            config=ConsumerConfig.from_json(config),
+            position=got.integer("position"),
+            ack_pending=got.integer("ack_pending"),
+            backlog=got.integer("backlog"),
+            created=got.moment("created"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryInfo:
+    """One hand-over of a message: settle it with ``token``. ``attempt`` counts from 1."""
+
+    token: str
+    consumer: str
+    attempt: int
+    message: MessageInfo
+
+    def to_json(self) -> dict[str, object]:
+        """The value as a JSON object."""
+        return {
+            "token": self.token,
+            "consumer": self.consumer,
+            "attempt": self.attempt,
+            "message": self.message.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> DeliveryInfo:
+        """The value of a JSON object; raises InvalidRequest."""
+        got = Fields(document, "delivery")
+        return cls(
+            token=got.text("token"),
+            consumer=got.text("consumer"),
+            attempt=got.integer("attempt"),
+            message=MessageInfo.from_json(got.mapping("message")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStats:
+    """Figures for ``/metrics``. ``*_total`` count since the broker started; the rest is the present state."""
+
+    messages: int = 0
+    bytes: int = 0
+    open_messages: int = 0
+    consumers: int = 0
+    damaged: int = 0
+    ack_pending: int = 0
+    sealed_total: int = 0
+    aborted_total: int = 0
+    received_bytes_total: int = 0
+    deliveries_total: int = 0
+    acks_total: int = field(default=0)

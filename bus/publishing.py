@@ -1,0 +1,136 @@
+"""Publication: a container on its way to the broker, sent again from the front until it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.errors import MessageAborted, TensorbusError
+from tensorbus.streaming.container import ContainerEncoder
+from tensorbus.streaming.sources import Source
+
+from . import messages
+from .body import Body
+from .connection import TRANSIENT, Connection, segment
+from .encoding import Encoding
+from .messages import HeaderValue
+from .progress import ProgressReporter
+from .retry import Retry
+from .stall import stalls_after
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker's word that a message is verified and on stable storage.
+
+    Attributes:
+        id: the message's, 32 hex digits.
+        seq: its position in the broker's log.
+        topic, key: as published; the key is the caller's, or one made for this call.
+        bytes_on_wire: size of the message body.
+        bytes_original: size of the values before quantisation.
+        clipped: number of values clipped to the codec's range, by item; only items that had any.
+        duplicate: the broker had stored a message under this key before; nothing was stored now, and id, seq,
+            bytes_on_wire, frames and digest are the stored message's.
+        frames: number of frames of the body.
+        digest: SHA-256 over the frames' preludes, in hex.
+    """
+
+    id: str
+    seq: int
+    topic: str
+    key: str
+    bytes_on_wire: int
+    bytes_original: int
+    clipped: Mapping[str, int]
+    duplicate: bool
+    frames: int
+    digest: str
+
+
+class Publication:
+    """One call of `Client.publish`.
+
+    Args:
+        key: None makes one up, so that a retry after a lost answer does not store the message twice.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        topic: str,
+        source: Source,
+        pipeline: Pipeline,
+        headers: Mapping[str, HeaderValue],
+        key: str | None,
+        reporter: ProgressReporter,
+    ) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._source = source
+        self._pipeline = pipeline
+        self._headers = headers
+        self._key_given = key is not None
+        self._key = key if key is not None else f"publish-{secrets.token_hex(16)}"
+        self._reporter = reporter
+
+    async def run(self) -> Receipt:
+        """Send the message until it is acknowledged. Raises as `Client.publish` says."""
+        attempts = Retry(self._connection.settings.retry_for, f"publish to {self._topic}")
+        furthest = 0
+        while True:
+            encoder = await self._connection.in_thread(
+                lambda: ContainerEncoder(self._source, self._pipeline, self._headers)
+            )
+            body = Body(self._connection, Encoding(encoder), self._reporter)
+            try:
+                stored = await self._attempt(body)
+            except TRANSIENT as error:
+                if body.sent > furthest:
+                    furthest = body.sent
+                    attempts.advanced()
+                await attempts.after(error)
+            else:
+                await self._reporter.finish()
+                return self._receipt(stored, encoder)
+
+    async def _attempt(self, body: Body) -> messages.Receipt:
+        """One upload, from the front."""
+        settings = self._connection.settings
+        try:
+            # Expect: the broker judges topic, key, size and room before the first byte of the body leaves.
+            async with (
+                stalls_after(settings.idle_timeout, body.position),
+                self._connection.request(
+                    "POST",
+                    f"/v1/topics/{segment(self._topic)}/messages",
+                    headers={"Idempotency-Key": self._key, "Expect": "100-continue"},
+                    data=body,
+                ) as response,
+            ):
+                return messages.Receipt.from_json(await response.json())
+        except TensorbusError:
+            # What went wrong on this side comes first: the connection broke because of it.
+            if body.failure is not None:
+                raise body.failure from None
+            raise
+        finally:
+            await body.settle()
+
+    def _receipt(self, stored: messages.Receipt, encoder: ContainerEncoder) -> Receipt:
+        return Receipt(
+            id=stored.id,
+            seq=stored.seq,
+            topic=stored.topic,
+            key=self._key,
+            bytes_on_wire=stored.bytes,
+            bytes_original=encoder.original_bytes,
+            clipped=dict(encoder.clipped),
+            # A key made up for this call can only have been stored by this call, its answer lost on the way.
+            duplicate=stored.duplicate and self._key_given,
+            frames=stored.frames,
+            digest=stored.digest,
+        )

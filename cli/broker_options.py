@@ -1,0 +1,45 @@
+"""What every command that talks to a broker has in common: where it is, and how to run the talk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tensorbus.bus.client import Client
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+PATIENCE = 10.0
+"""Seconds without progress after which a command gives up: a person is waiting."""
+
+
+def broker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``."""
+    command = click.option(
+        "--token", envvar="TENSORBUS_TOKEN", show_envvar=True, help="Access token, if the broker asks for one."
+    )(command)
+    return click.option(
+        "--url",
+        envvar="TENSORBUS_URL",
+        show_envvar=True,
+        default=DEFAULT_URL,
+        show_default=True,
+        help="Address of the broker.",
+    )(command)
+
+
+def with_client(url: str, token: str | None, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Open a client, do ``work`` with it, and close it."""
+    from tensorbus.bus.client import Client
+    from tensorbus.bus.connection import ClientSettings
+
+    async def run() -> T:
+        async with Client(url, token=token, settings=ClientSettings(retry_for=PATIENCE)) as bus:
+            return await work(bus)
+
+    return asyncio.run(run())

@@ -1,0 +1,56 @@
+"""`tensorbus fetch`: a message, or one item of it, becomes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .broker_options import broker_options, with_client
+from .output import print_json, size
+from .transfer_bar import TransferBar
+
+if TYPE_CHECKING:
+    from tensorbus.bus.client import Client
+    from tensorbus.bus.message import Message
+
+
+@click.command("fetch")
+@click.argument("message_id", metavar="ID")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="The file to write. It appears when it is complete, and replaces what is there.",
+)
+@click.option("--item", metavar="NAME", help="Fetch this item only.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@broker_options
+def command(
+    message_id: str, output: Path, item: str | None, as_json: bool, url: str, token: str | None
+) -> None:
+    """Fetch message ID into a file.
+
+    Tensors are decoded into a .safetensors file of their original precision, written in place; bytes are written
+    as they are. Neither is ever loaded into memory.
+
+    \b
+    Examples:
+      tensorbus fetch 5f0c… -o model.safetensors
+      tensorbus fetch 5f0c… -o head.safetensors --item lm_head.weight
+    """
+
+    async def work(bus: Client) -> Message:
+        message = await bus.fetch(message_id)
+        with TransferBar(f"fetching {output.name}") as bar:
+            await message.save(output, item=item, progress=bar)
+        return message
+
+    message = with_client(url, token, work)
+    written = output.stat().st_size
+    if as_json:
+        print_json({"id": message.id, "path": str(output), "bytes": written, "item": item})
+    else:
+        click.echo(f"{output}  {size(written)}")

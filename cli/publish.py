@@ -1,0 +1,81 @@
+"""`tensorbus publish`: a file becomes a message."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .broker_options import broker_options, with_client
+from .output import print_json, share, size
+from .transfer_bar import TransferBar
+
+if TYPE_CHECKING:
+    from tensorbus.bus.client import Client
+    from tensorbus.bus.publishing import Receipt
+
+
+@click.command("publish")
+@click.argument("topic")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--codec",
+    help="How tensors are quantised on the wire: none (the default), fp16, bf16, int8, fp4, nf4, nf4-dq, "
+    "or with parameters, nf4:blocksize=128.",
+)
+@click.option(
+    "--keep", multiple=True, metavar="PATTERN", help="Send tensors of such names exactly, e.g. '*norm*'. Repeatable."
+)
+@click.option("--key", help="Idempotency key: the same key is stored once, however often it is published.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME=VALUE", help="A message header. Repeatable."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+@broker_options
+def command(
+    topic: str,
+    file: Path,
+    codec: str | None,
+    keep: tuple[str, ...],
+    key: str | None,
+    headers: tuple[str, ...],
+    as_json: bool,
+    url: str,
+    token: str | None,
+) -> None:
+    """Publish FILE on TOPIC.
+
+    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes. Neither is
+    ever loaded into memory. The command returns when the broker has the whole message on stable storage.
+
+    \b
+    Examples:
+      tensorbus publish models.demo model.safetensors --codec nf4 --keep '*norm*'
+      tensorbus publish notes.demo README.md --header author=me
+    """
+    parsed = dict(_header(header) for header in headers)
+
+    async def work(bus: Client) -> Receipt:
+        with TransferBar(f"publishing {file.name}") as bar:
+            return await bus.publish(topic, file, codec=codec, keep=keep, headers=parsed, key=key, progress=bar)
+
+    receipt = with_client(url, token, work)
+    if as_json:
+        print_json(asdict(receipt))
+        return
+    if receipt.duplicate:
+        click.echo(f"{receipt.id}  stored before under key {receipt.key!r}; nothing was sent")
+        return
+    ratio = share(receipt.bytes_on_wire, receipt.bytes_original)
+    click.echo(f"{receipt.id}  {size(receipt.bytes_original)} as {size(receipt.bytes_on_wire)} on the wire ({ratio})")
+    for name, count in receipt.clipped.items():
+        click.echo(f"{name}: {count} values clipped to the codec's range", err=True)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")
+    return name, value

@@ -1,0 +1,78 @@
+"""``none``: the original bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorbus.errors import PayloadMismatch, UnsupportedDtype
+
+from ..base import Accumulator, Encoded, Quantizer
+from ..dtypes import DType
+from ..floats import QUANTISABLE, FloatArray, add_weighted, as_bytes, widen
+from ..scratch import pieces, scratch
+
+_EXACT: dict[str, type[np.generic]] = {
+    "float64": np.float64,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+}
+"""What an accumulator sums as float64 and not as float32, by its numpy dtype."""
+
+
+class NoQuantizer(Quantizer):
+    """Sends values as they are; every dtype comes back bit for bit."""
+
+    name = "none"
+
+    def config(self) -> dict[str, object]:
+        return {"name": self.name}
+
+    def accepts(self, dtype: DType) -> bool:
+        return True
+
+    def encoded_size(self, count: int, dtype: DType) -> int:
+        return count * dtype.itemsize
+
+    def encode(self, source: memoryview, dtype: DType, out: memoryview) -> Encoded:
+        np.copyto(as_bytes(out)[: source.nbytes], as_bytes(source))
+        return Encoded(source.nbytes)
+
+    def decode(self, payload: memoryview, dtype: DType, out: memoryview) -> None:
+        _require_size(payload, out.nbytes)
+        np.copyto(as_bytes(out), as_bytes(payload))
+
+    def accumulate(self, payload: memoryview, dtype: DType, accumulator: Accumulator, weight: float) -> None:
+        """As the contract says; integers and bools count as float64.
+
+        Raises:
+            UnsupportedDtype: complex numbers and 8-bit floats cannot be summed.
+        """
+        _require_size(payload, accumulator.size * dtype.itemsize)
+        source = as_bytes(payload)
+        for start, stop in pieces(accumulator.size):
+            values = source[start * dtype.itemsize : stop * dtype.itemsize]
+            add_weighted(_numbers(values, dtype), accumulator[start:stop], weight)
+
+
+def _numbers(values: npt.NDArray[np.uint8], dtype: DType) -> FloatArray:
+    if dtype.name in _EXACT:
+        typed = values.view(_EXACT[dtype.name])
+        exact = scratch("exact", typed.size, np.float64)
+        np.copyto(exact, typed)
+        return exact
+    if dtype.name in QUANTISABLE:
+        return widen(values, dtype)
+    raise UnsupportedDtype(f"{dtype} cannot be summed; convert it to a wider type, or leave it out")
+
+
+def _require_size(payload: memoryview, nbytes: int) -> None:
+    if payload.nbytes != nbytes:
+        raise PayloadMismatch(f"the payload has {payload.nbytes} bytes where the slice has {nbytes}")

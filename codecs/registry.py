@@ -1,0 +1,115 @@
+"""Names to quantizers and serializers.
+
+A codec is imported when its name first comes up, so a message of numpy arrays never imports torch. Third
+parties add theirs with entry points in the groups ``tensorbus.quantizers`` and ``tensorbus.serializers``; the
+built-in names cannot be taken over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
+
+from tensorbus.errors import InvalidSpecification, TensorbusError, UnknownCodec, UnsupportedContainer
+
+from .base import Quantizer, Serializer
+
+QUANTIZERS: dict[str, str] = {
+    "none": "tensorbus.codecs.quantizers.none:NoQuantizer",
+    "fp16": "tensorbus.codecs.quantizers.fp16:FP16",
+    "bf16": "tensorbus.codecs.quantizers.bf16:BF16",
+    "int8": "tensorbus.codecs.quantizers.int8:Int8",
+    "fp4": "tensorbus.codecs.quantizers.fp4:FP4",
+    "nf4": "tensorbus.codecs.quantizers.nf4:NF4",
+    "nf4-dq": "tensorbus.codecs.quantizers.nf4_dq:NF4DQ",
+}
+
+SERIALIZERS: dict[str, str] = {
+    "torch": "tensorbus.codecs.serializers.torch:TorchSerializer",
+    "numpy": "tensorbus.codecs.serializers.numpy:NumpySerializer",
+}
+"""In the order in which they are asked whether they recognise a container."""
+
+QUANTIZER_GROUP = "tensorbus.quantizers"
+SERIALIZER_GROUP = "tensorbus.serializers"
+
+
+def quantizer(config: str | Mapping[str, object]) -> Quantizer:
+    """The quantizer called ``config``, or built from a configuration ``{"name": ..., parameter: value}``.
+
+    Quantizers keep no state, so equal configurations may give the same object.
+
+    Raises:
+        UnknownCodec: no quantizer of that name is installed.
+        InvalidSpecification: the configuration is malformed, or the quantizer refuses its parameters.
+    """
+    parameters: dict[str, object] = {"name": config} if isinstance(config, str) else dict(config)
+    try:
+        return _quantizer(json.dumps(parameters, sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, TensorbusError):
+            raise
+        raise InvalidSpecification(f"codec configuration {config!r} is no JSON object: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _quantizer(config: str) -> Quantizer:
+    parameters = cast(dict[str, object], json.loads(config))
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise InvalidSpecification(f"codec configuration {config} has no name")
+    cls = _load(name, QUANTIZERS, QUANTIZER_GROUP, "quantizer")
+    try:
+        made = cls(**parameters)
+    except TypeError as error:
+        raise InvalidSpecification(f"codec {name!r} does not take the parameters {parameters}: {error}") from error
+    if not isinstance(made, Quantizer):
+        raise UnknownCodec(f"the plug-in for codec {name!r} is no Quantizer: {cls!r}")
+    return made
+
+
+def serializer(name: str) -> Serializer:
+    """The serializer for containers of the kind ``name``.
+
+    Raises:
+        UnknownCodec: none of that name is installed.
+    """
+    made = _load(name, SERIALIZERS, SERIALIZER_GROUP, "serializer")()
+    if not isinstance(made, Serializer):
+        raise UnknownCodec(f"the plug-in for containers of kind {name!r} is no Serializer")
+    return made
+
+
+def serializer_for(container: object) -> Serializer:
+    """The serializer that recognises ``container``; the built-in ones are asked first.
+
+    Raises:
+        UnsupportedContainer: none does.
+    """
+    for name in installed(SERIALIZERS, SERIALIZER_GROUP):
+        candidate = serializer(name)
+        if candidate.recognises(container):
+            return candidate
+    kind = f"{type(container).__module__}.{type(container).__qualname__}"
+    raise UnsupportedContainer(
+        f"no serializer recognises a {kind}; give a torch Module or state_dict, a dict of numpy arrays, "
+        "or the path of a .safetensors file"
+    )
+
+
+def installed(table: Mapping[str, str], group: str) -> list[str]:
+    """The names of a table and of its plug-ins, built-in ones first."""
+    return [*table, *sorted({point.name for point in entry_points(group=group)} - table.keys())]
+
+
+def _load(name: str, table: Mapping[str, str], group: str, noun: str) -> type:
+    if name in table:
+        module, _, attribute = table[name].partition(":")
+        return cast(type, getattr(import_module(module), attribute))
+    for point in entry_points(group=group, name=name):
+        return cast(type, point.load())
+    raise UnknownCodec(f"no {noun} {name[:64]!r} is installed; there are: {', '.join(installed(table, group))}")

@@ -1,0 +1,103 @@
+"""Source: anything that can be published, as named items whose values are read slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from typing import Protocol, cast, runtime_checkable
+
+from tensorbus.codecs import registry
+from tensorbus.codecs.dtypes import dtype
+from tensorbus.codecs.item import Item, ItemSpec
+from tensorbus.errors import UnsupportedContainer
+
+from .raw import BODY, CONTAINER
+
+SUFFIX = ".safetensors"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Items of one container.
+
+    Attributes:
+        kind: of the container, as it stands in the open frame.
+        metadata: texts that belong to the container.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    def items(self) -> Sequence[Item]:
+        """The items in the container's order, values unread."""
+        ...
+
+    def close(self) -> None:
+        """Release what was opened to read them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ItemSource:
+    """Items that somebody has already, with the kind of container they make."""
+
+    kind: str
+    sequence: Sequence[Item]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def items(self) -> Sequence[Item]:
+        """The items as they were given."""
+        return self.sequence
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+class BytesItem(Item):
+    """A byte string as an item."""
+
+    stable = True
+
+    def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self.spec = ItemSpec(name, dtype("uint8"), (len(self._data),), "bytes")
+
+    def read(self, offset: int, count: int) -> memoryview:
+        return self._data[offset : offset + count]
+
+
+def open_source(container: object) -> Source:
+    """The source for ``container``.
+
+    Args:
+        container: the path of a ``.safetensors`` file, a byte string, a torch Module (its state_dict is
+            taken), a mapping of tensors or arrays, or a Source.
+
+    Raises:
+        UnsupportedContainer: it is none of these.
+        UnsupportedDtype, InvalidName: naming the entry that cannot be sent.
+        StorageError: the file cannot be read.
+    """
+    if isinstance(container, (str, PathLike)):
+        return _open_file(fspath(cast("str | PathLike[str]", container)))
+    if isinstance(container, (bytes, bytearray, memoryview)):
+        return ItemSource(CONTAINER, [BytesItem(BODY, container)])
+    if isinstance(container, Source):
+        return container
+    state_dict = getattr(container, "state_dict", None)
+    if callable(state_dict) and not isinstance(container, Mapping):
+        container = cast(Callable[[], object], state_dict)()
+    serializer = registry.serializer_for(container)
+    return ItemSource(serializer.name, serializer.items(container))
+
+
+def _open_file(path: str) -> Source:
+    if not path.endswith(SUFFIX):
+        raise UnsupportedContainer(f"{path!r} is not the path of a {SUFFIX} file")
+    from .files import SafetensorsSource  # reading files is not needed for containers in memory
+
+    return SafetensorsSource(path)
