@@ -1,0 +1,1 @@
+"""The federation: rounds, their updates, and both sides of a job."""

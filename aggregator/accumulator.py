@@ -11,18 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tensorbus.codecs.base import Accumulator as Values
-from tensorbus.codecs.base import Quantizer
-from tensorbus.codecs.dtypes import DType, dtype
+from tensorbus.codecs.base import Accumulator as Sums
+from tensorbus.codecs.floats import QUANTISABLE, as_bytes, narrow
 from tensorbus.codecs.item import Item, ItemSpec
-from tensorbus.codecs.registry import quantizer
+from tensorbus.codecs.scratch import pieces, scratch
 from tensorbus.errors import NonFiniteValues, UnsupportedDtype
-
-_STEP = 65_536
-"""Elements converted at a time: fp64 temporaries of half a megabyte stay in the cache."""
-
-_FP32 = dtype("float32")
-_NARROW = {"float16": quantizer("fp16"), "bfloat16": quantizer("bf16")}
+from tensorbus.streaming.decoder import SliceEvent
+from tensorbus.streaming.specs import naming
 
 
 class Accumulator:
@@ -34,106 +29,106 @@ class Accumulator:
         Raises:
             UnsupportedDtype: a tensor cannot be averaged (complex and 8-bit floats).
         """
-        self._arrays: dict[str, Values] = {}
+        self._sums: dict[str, Sums] = {}
         for spec in specs:
             if spec.kind == "tensor" and spec.view is None:
-                values: Values = np.empty(spec.count, _summing(spec))
-                values.fill(0)
-                self._arrays[spec.name] = values
+                self._sums[spec.name] = _room(spec)
+        self.reset()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(values.nbytes for values in self._arrays.values())
+        """Bytes of all sums."""
+        return sum(sums.nbytes for sums in self._sums.values())
 
     def reset(self) -> None:
         """All sums to zero, in place."""
-        for values in self._arrays.values():
-            values.fill(0)
+        for sums in self._sums.values():
+            sums.fill(0)
 
-    def add(
-        self, name: str, offset: int, count: int, payload: memoryview, kind: DType, codec: Quantizer, weight: float
-    ) -> None:
-        """Add ``weight`` times the encoded elements ``offset`` to ``offset + count`` of the tensor ``name``.
+    def add(self, name: str, event: SliceEvent, weight: float) -> None:
+        """Add ``weight`` times the encoded elements of a slice to the tensor ``name``.
 
         Raises:
             NonFiniteValues: the payload holds NaN or Inf, or the sum leaves the range of its precision.
             PayloadMismatch: see ``Quantizer.accumulate``. The sums are undefined after either.
         """
-        values = self._arrays[name][offset : offset + count]
-        codec.accumulate(payload, kind, values, weight)
+        sums = self._sums[name][event.offset : event.offset + event.count]
+        with naming(event.spec.name), np.errstate(over="ignore"):
+            event.quantizer.accumulate(event.payload, event.spec.dtype, sums, weight)
         # Finite values and a finite weight may still overflow the sum, and one Inf would spoil the model for
         # all. min and max carry NaN and Inf along, allocate nothing, and find the slice still in the cache.
-        if count and not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise NonFiniteValues(f"{name!r}: elements {offset} to {offset + count} times {weight:g} are not finite")
+        if event.count and not (np.isfinite(sums.min()) and np.isfinite(sums.max())):
+            raise NonFiniteValues(
+                f"{name!r}: values from element {event.offset} on leave the range of {sums.dtype} when summed"
+            )
 
     def divide(self, total: float) -> None:
         """Every sum divided by ``total``, in place."""
-        for values in self._arrays.values():
-            np.divide(values, total, out=values)
+        for sums in self._sums.values():
+            np.divide(sums, total, out=sums)
 
-    def item(self, spec: ItemSpec, scratch: Scratch) -> Item:
-        """The values of a tensor in its original dtype; they are read from the array itself.
-
-        ``scratch`` is where the items of one source convert a slice, when the dtype needs it.
-        """
-        return _Averaged(spec, self._arrays[spec.name], scratch)
+    def item(self, spec: ItemSpec, convert: Conversion) -> Item:
+        """The values of a tensor in its original dtype, read from the sums themselves."""
+        return _Averaged(spec, self._sums[spec.name], convert)
 
 
-def _summing(spec: ItemSpec) -> type[np.float32] | type[np.float64]:
-    if spec.dtype.name in _NARROW or spec.dtype.name == "float32":
-        return np.float32
+def _room(spec: ItemSpec) -> Sums:
+    if spec.dtype.name in QUANTISABLE and spec.dtype.name != "float64":
+        return np.empty(spec.count, np.float32)
     if spec.dtype.kind in ("int", "bool") or spec.dtype.name == "float64":
-        return np.float64
-    raise UnsupportedDtype(f"{spec.name!r} is {spec.dtype}, of which no mean can be taken; keep it out of the model")
+        return np.empty(spec.count, np.float64)
+    raise UnsupportedDtype(f"{spec.name!r} is {spec.dtype}, which has no mean; keep it out of the model")
 
 
-class Scratch:
-    """A buffer that the items of one source convert into, as large as the largest slice that was read."""
+class Conversion:
+    """Sums to the original dtype, in one buffer for all items of a source: as large as the largest slice."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def take(self, size: int) -> memoryview:
-        """``size`` bytes, which the next ``take`` gives out again."""
+    def __call__(self, sums: Sums, spec: ItemSpec) -> memoryview:
+        """The values as ``spec.dtype``; valid until the next call.
+
+        Integers are rounded to the nearest, ties to even; a bool is what the majority says, a tie is False.
+        """
+        size = sums.size * spec.dtype.itemsize
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
-        return memoryview(self._buffer)[:size]
-
-
-class _Averaged(Item):
-    """A tensor of the result, converted slice by slice as it is read."""
-
-    def __init__(self, spec: ItemSpec, values: Values, scratch: Scratch) -> None:
-        self.spec = spec
-        self._values = values
-        self._scratch = scratch
-
-    def read(self, offset: int, count: int) -> memoryview:
-        if not count:
-            return memoryview(b"")
-        values = self._values[offset : offset + count]
-        if self.spec.dtype.name in ("float32", "float64"):
-            return values.data.cast("B")
-        out = self._scratch.take(count * self.spec.dtype.itemsize)
-        narrow = _NARROW.get(self.spec.dtype.name)
-        if narrow is not None:
-            narrow.encode(values.data.cast("B"), _FP32, out)
-        else:
-            _round(values, np.frombuffer(out, np.dtype(self.spec.dtype.name)))
+        out = memoryview(self._buffer)[:size]
+        converted = as_bytes(out)
+        for start, stop in pieces(sums.size):
+            into = converted[start * spec.dtype.itemsize : stop * spec.dtype.itemsize]
+            piece = sums[start:stop]
+            if spec.dtype.kind == "float":
+                narrow(piece.astype(np.float32, copy=False), spec.dtype, into)
+            elif spec.dtype.kind == "bool":
+                np.greater(piece, 0.5, out=into.view(np.bool_))
+            else:
+                _round(piece, into.view(np.dtype(spec.dtype.name)))
         return out
 
 
-def _round(values: Values, out: npt.NDArray[np.generic]) -> None:
-    """Means to the nearest integer in ``out``'s range, ties to even; bool by majority, a tie is False."""
-    for start in range(0, len(values), _STEP):
-        mean = values[start : start + _STEP]
-        into = out[start : start + _STEP]
-        if out.dtype == np.bool_:
-            np.greater(mean, 0.5, out=into)
-            continue
-        limits = np.iinfo(out.dtype.name)
-        whole = np.rint(mean)
-        # The largest int64 and uint64 are no fp64 values: a sum that rounds up to 2^63 would wrap around.
-        top = np.float64(limits.max) if limits.bits < 64 else np.nextafter(np.float64(limits.max), 0)
-        into[...] = np.clip(whole, np.float64(limits.min), top, out=whole)
+def _round(means: Sums, into: npt.NDArray[np.integer]) -> None:
+    limits = np.iinfo(into.dtype)
+    # The largest int64 and uint64 are no fp64 values: a mean that rounds up to 2^63 would wrap around.
+    most = np.float64(limits.max) if limits.bits < 64 else np.nextafter(np.float64(limits.max), 0)
+    whole = scratch("means", means.size, np.float64)
+    np.rint(means, out=whole)
+    np.clip(whole, np.float64(limits.min), most, out=whole)
+    np.copyto(into, whole, casting="unsafe")
+
+
+class _Averaged(Item):
+    """A tensor of the result; what is summed in its own dtype is sent from where it lies."""
+
+    def __init__(self, spec: ItemSpec, means: Sums, convert: Conversion) -> None:
+        self.spec = spec
+        self.stable = spec.dtype.name in ("float32", "float64")
+        self._means = means
+        self._convert = convert
+
+    def read(self, offset: int, count: int) -> memoryview:
+        means = self._means[offset : offset + count]
+        if self.stable:
+            return means.view(np.uint8).data
+        return self._convert(means, self.spec)

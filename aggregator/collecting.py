@@ -38,7 +38,7 @@ from .rounds import Round, Verdict
 log = logging.getLogger("tensorbus.aggregator")
 
 REFUSED = (CodecError, FrameError, InvalidName, InvalidRequest, LimitExceeded, RoundClosed, StoreDamaged)
-"""What is wrong with an update itself. Anything else is a fault of the bus, and no reason to drop an update."""
+"""What is wrong with an update itself; anything else is a fault of the bus, no reason to drop an update."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Collector:
             try:
                 delivery = await deliveries.receive(timeout=self.round.patience(now))
             except NotFound:
-                raise JobError(f"another aggregator has taken over job {self.round.spec.job!r}; this one stops") from None
+                raise JobError(f"another aggregator has taken over job {self.round.spec.job!r}") from None
             if delivery is not None:
                 await self._take(delivery)
 
@@ -97,7 +97,8 @@ class Collector:
         if verdict is Verdict.REPEATED:
             self._held[delivery.id] = delivery  # the token of the earlier hand-over is worth nothing now
         elif verdict is not Verdict.FOLD:
-            self.emit("ignored", why=verdict.value, message=delivery.id, site=update.site, round=update.number)
+            about = {"message": delivery.id, "site": update.site, "round": update.number}
+            self.emit("ignored", why=verdict.value, **about)
             await _acknowledge(delivery)
 
     async def _fold(self, message: Message, update: UpdateHeaders) -> None:
@@ -153,7 +154,7 @@ class Collector:
             try:
                 await self._fold(await self.bus.fetch(entry.message), entry.headers)
             except (*REFUSED, NotFound) as error:
-                raise FoldingInterrupted(f"update {entry.message}, counted before, cannot be read: {error}") from error
+                raise FoldingInterrupted(f"update {entry.message} cannot be read again: {error}") from error
 
 
 async def _acknowledge(delivery: Delivery) -> None:

@@ -1,4 +1,4 @@
-"""Events: what an aggregator tells whoever watches it. ``docs/federation.md`` lists them with their fields."""
+"""Events: what an aggregator tells whoever watches it. ``docs/federation.md`` lists them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Event:
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_json(self) -> dict[str, Value]:
-        """One flat map; ``event`` is the name and ``time`` is ISO 8601 in UTC. A metric that is NaN is null."""
+        """One flat map; ``event`` is the name and ``time`` is ISO 8601 in UTC. NaN becomes null."""
         return {
             "event": self.name,
             "time": to_iso(self.time),

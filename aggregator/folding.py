@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 from tensorbus.bus.message import Message
@@ -42,14 +44,15 @@ class Folder:
             FoldingInterrupted: it was deleted meanwhile.
             BrokerUnavailable, TransferStalled: see the client.
         """
-        await self._run(lambda: self._reducer.begin(message.manifest, weight))
+        await self._run(partial(self._reducer.begin, message.manifest, weight))
         self.dirty = True
         folded = 0
         try:
-            async for event in message.slices():
-                await self._run(lambda event=event: self._reducer.accumulate(event))
-                folded += len(event.payload)
-                told(folded)
+            async with aclosing(message.slices()) as slices:
+                async for event in slices:
+                    await self._run(partial(self._reducer.accumulate, event))
+                    folded += len(event.payload)
+                    told(folded)
         except NotFound as error:
             raise FoldingInterrupted(f"message {message.id} was deleted while it was folded") from error
         self.dirty = False

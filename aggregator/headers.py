@@ -13,7 +13,7 @@ from typing import cast
 
 from tensorbus.errors import InvalidRequest
 
-from .job import MAX_ROUNDS, JobSpec, check_name
+from .job import MAX_ROUNDS, JobSpec, check_name, is_number
 
 Scalar = str | int | float | bool | None
 
@@ -65,16 +65,21 @@ class UpdateHeaders:
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
-        count: object = self.num_examples
-        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count <= MAX_EXAMPLES:
-            raise InvalidRequest(f"num_examples is {count!r}; it must be a positive number up to {MAX_EXAMPLES:.0e}")
+        if not is_number(self.num_examples) or not 0 < self.num_examples <= MAX_EXAMPLES:
+            raise InvalidRequest(
+                f"num_examples is {self.num_examples!r:.80}, not a positive number up to {MAX_EXAMPLES:.0e}"
+            )
         if len(self.metrics) > MAX_METRICS:
             raise InvalidRequest(f"{len(self.metrics)} metrics; at most {MAX_METRICS} are taken")
         for name, value in cast("dict[object, object]", self.metrics).items():
             if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
-                raise InvalidRequest(f"a metric's name is 1 to {MAX_METRIC_NAME} characters, not {name!r:.80}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_METRIC:
-                raise InvalidRequest(f"metric {name!r} is {value!r:.80}; it must be a number up to {MAX_METRIC:.0e}")
+                raise InvalidRequest(
+                    f"a metric's name is 1 to {MAX_METRIC_NAME} characters, not {name!r:.80}"
+                )
+            if not is_number(value) or abs(value) > MAX_METRIC:
+                raise InvalidRequest(
+                    f"metric {name!r} is {value!r:.80}; it must be a number up to {MAX_METRIC:.0e}"
+                )
 
     def to_headers(self, job: str) -> dict[str, Scalar]:
         # JSON has no NaN: a loss that diverged is told as null, so that any client can read the header.

@@ -7,17 +7,16 @@ more than the job's name.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import TypeGuard, cast
 
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import InvalidName, InvalidSpecification
 
 MAX_ROUNDS = 1_000_000
-MAX_SITES = 100_000
+MAX_SITES = 4_096
 MAX_DEADLINE = 366 * 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,31}")
 
@@ -67,14 +66,8 @@ class JobSpec:
             raise InvalidSpecification(
                 f"quorum {self.quorum} is more than the {self.sites} expected sites: no round could close"
             )
-        deadline: object = self.deadline
-        if (
-            isinstance(deadline, bool)
-            or not isinstance(deadline, int | float)
-            or not math.isfinite(deadline)
-            or not 0 < deadline <= MAX_DEADLINE
-        ):
-            raise InvalidSpecification(f"deadline {deadline!r} is not a number of seconds up to {MAX_DEADLINE:.0f}")
+        if not is_number(self.deadline) or not 0 < self.deadline <= MAX_DEADLINE:
+            raise InvalidSpecification(f"deadline is {self.deadline!r:.80}; it must be seconds up to a year")
         Pipeline.parse(self.down)
         Pipeline.parse(self.up)
 
@@ -99,10 +92,15 @@ class JobSpec:
         given = cast("Mapping[str, object]", value)
         known = set(cls.__dataclass_fields__)
         if unknown := sorted(str(name) for name in given if name not in known):
-            raise InvalidSpecification(f"the job specification has unknown entries: {', '.join(unknown)[:200]}")
+            raise InvalidSpecification(f"the job specification has no entry {', '.join(unknown):.200}")
         if missing := sorted(known - {"down", "up"} - set(given)):
             raise InvalidSpecification(f"the job specification lacks {', '.join(missing)}")
         return cls(**given)  # pyright: ignore[reportArgumentType]  __post_init__ checks each
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is an int or a float, which a bool is not; NaN and Inf are."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: object, most: int) -> None:

@@ -49,14 +49,14 @@ class Layout:
         if extras > MAX_EXTRAS:
             raise LimitExceeded(f"scalars and byte strings of {extras} bytes; at most {MAX_EXTRAS} are kept")
         ours, theirs = _storages(self.specs), _storages(manifest)
-        for name in model:
+        for name in ours:
             if ours[name] != theirs[name]:
                 raise ManifestMismatch(
-                    f"{name!r} {_sharing(ours[name])} in the model but {_sharing(theirs[name])} in the update;"
-                    " a tied tensor has to stay tied"
+                    f"{name!r} {_sharing(ours[name])} in the model, but {_sharing(theirs[name])} in the"
+                    " update; a tied tensor has to stay tied"
                 )
-        sent = {ours[spec.name]: spec.name for spec in self.specs if spec.view is None}
-        return {spec.name: sent[ours[spec.name]] for spec in manifest if spec.view is None}
+        sent = {ours[name]: name for name in ours if model[name].view is None}
+        return {name: sent[theirs[name]] for name in theirs if update[name].view is None}
 
 
 def _same_names(model: Mapping[str, ItemSpec], update: Mapping[str, ItemSpec]) -> None:
@@ -71,8 +71,9 @@ def _same_names(model: Mapping[str, ItemSpec], update: Mapping[str, ItemSpec]) -
 
 
 def _same_values(model: ItemSpec, update: ItemSpec) -> None:
-    if model.kind != update.kind or (model.kind == "tensor" and _type(model) != _type(update)):
-        raise ManifestMismatch(f"{model.name!r} is {_type(model)} in the model but {_type(update)} in the update")
+    ours, theirs = _type(model), _type(update)
+    if ours != theirs:
+        raise ManifestMismatch(f"{model.name!r} is {ours} in the model but {theirs} in the update")
 
 
 def _type(spec: ItemSpec) -> str:
@@ -80,18 +81,22 @@ def _type(spec: ItemSpec) -> str:
 
 
 def _storages(specs: Sequence[ItemSpec]) -> dict[str, _Storage]:
-    """Where each item lies, told the same way whichever name of a storage is the one that is sent."""
-    by_name = {spec.name: spec for spec in specs}
-    first = {spec.name: spec.name for spec in specs if spec.view is None}
-    for spec in specs:
-        if spec.view is not None and _is_twin(spec, by_name[spec.view.of]):
+    """Where each tensor lies, told the same way whichever name of a storage is the one that is sent."""
+    tensors = {spec.name: spec for spec in specs if spec.kind == "tensor"}
+    first = {name: name for name, spec in tensors.items() if spec.view is None}
+    for spec in tensors.values():
+        if spec.view is not None and _is_twin(spec, tensors[spec.view.of]):
             first[spec.view.of] = min(first[spec.view.of], spec.name)
     found: dict[str, _Storage] = {}
-    for spec in specs:
+    for spec in tensors.values():
         if spec.view is None:
             found[spec.name] = (first[spec.name], 0, _strides(spec.shape, _contiguous(spec.shape)))
         else:
-            found[spec.name] = (first[spec.view.of], spec.view.offset, _strides(spec.shape, spec.view.strides))
+            found[spec.name] = (
+                first[spec.view.of],
+                spec.view.offset,
+                _strides(spec.shape, spec.view.strides),
+            )
     return found
 
 

@@ -59,7 +59,7 @@ class GlobalModel:
             raise self._gone() from error
 
     def _gone(self) -> RoundClosed:
-        return RoundClosed(f"the model of round {self.round} of job {self.spec.job!r} is gone; take the newest one")
+        return RoundClosed(f"job {self.spec.job!r} is past round {self.round}, whose model was deleted")
 
 
 async def newest_model(bus: Client, job: str) -> GlobalModel | None:
@@ -68,7 +68,6 @@ async def newest_model(bus: Client, job: str) -> GlobalModel | None:
     Raises:
         InvalidRequest, InvalidSpecification: what lies on the topic is no model of this job.
     """
-    topic = model_topic(job)
-    async for info in bus.messages(topic=topic, order="desc", limit=1):
+    async for info in bus.messages(model_topic(job), newest_first=True):
         return GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
     return None

@@ -8,8 +8,9 @@
     model.load_state_dict(await participant.final.load())
 
 Strategy: the newest model tells a site all it has to know; deliveries only wake it up. They are acknowledged
-at once, since a training script keeps the event loop to itself for minutes and could not hold them. A site that
-joins late, or comes back after a crash, finds the newest model by listing, and whether it has answered it.
+at once, since a training script keeps the event loop to itself for minutes and could not hold them. A site
+that joins late, or comes back after a crash, finds by listing which model is the newest, and whether it has
+answered it.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class Task:
         headers = UpdateHeaders(self.site, self.round, num_examples, told).to_headers(job)
         newest = await newest_model(self.model.bus, job)
         if newest is not None and newest.round > self.round:
-            log.warning("round %d of job %s is over; the update of %s is not sent", self.round, job, self.site)
+            log.warning(
+                "round %d of job %s is over; the update of %s is not sent", self.round, job, self.site
+            )
             return None
         return await self.model.bus.publish(
             updates_topic(job),
@@ -181,7 +184,7 @@ class Participant:
     async def _answered(self, model: GlobalModel) -> bool:
         """Whether this site's update to ``model`` is sealed, so that training again would be for nothing."""
         key = update_key(self._job, model.round, self._site)
-        async for info in self._bus.messages(topic=updates_topic(self._job), order="desc"):
+        async for info in self._bus.messages(updates_topic(self._job), newest_first=True):
             if info.key == key:
                 return True
         return False

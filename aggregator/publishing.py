@@ -54,7 +54,9 @@ class Publisher:
         )
         model = await newest_model(self.bus, self.spec.job)
         if model is None or model.round < number:
-            raise JobError(f"model {number} of job {self.spec.job!r} was sealed and is gone; who deletes messages?")
+            raise JobError(
+                f"model {number} of job {self.spec.job!r} was sealed, and then deleted by somebody"
+            )
         return model
 
     async def clean_up(self, model: GlobalModel) -> None:
@@ -71,7 +73,7 @@ class Publisher:
     async def _delete(self, topic: str, below: int | None) -> None:
         """Delete the messages of rounds before ``below``, all for None."""
         old: list[str] = []
-        async for info in self.bus.messages(topic=topic):
+        async for info in self.bus.messages(topic):
             number = info.headers.get("round")
             if below is None or (isinstance(number, int) and number < below):
                 old.append(info.id)

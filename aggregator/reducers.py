@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tensorbus.codecs.item import Item, ItemSpec
-from tensorbus.streaming.container import SliceEvent
+from tensorbus.streaming.decoder import SliceEvent
 
-from .accumulator import Accumulator, Scratch
+from .accumulator import Accumulator, Conversion
 from .layout import Layout
 
 
@@ -76,25 +76,17 @@ class WeightedMean:
         if spec.kind != "tensor":
             self._extras[spec.name].write(event.offset, event.payload)
             return
-        self._sums.add(
-            self._targets[spec.name],
-            event.offset,
-            event.count,
-            event.payload,
-            spec.dtype,
-            event.quantizer,
-            self._weight,
-        )
+        self._sums.add(self._targets[spec.name], event, self._weight)
 
     def result(self) -> Sequence[Item]:
         self._sums.divide(self._total)
-        scratch = Scratch()
+        convert = Conversion()
         items: list[Item] = []
         for spec in self._layout.specs:
             if spec.kind != "tensor":
                 items.append(self._extras[spec.name])
             elif spec.view is None:
-                items.append(self._sums.item(spec, scratch))
+                items.append(self._sums.item(spec, convert))
             else:
                 items.append(_Named(spec))
         return items

@@ -47,7 +47,7 @@ class Round:
 
     Attributes:
         number: from 1.
-        opened: when the aggregator began to collect; a restarted one gives the sites the whole deadline again.
+        opened: when the aggregator began to collect; a restarted one grants the whole deadline again.
         accepted: by site, in the order of folding.
     """
 
@@ -86,7 +86,7 @@ class Round:
         return now >= self.opened + self.spec.deadline
 
     def patience(self, now: float) -> float | None:
-        """Seconds from ``now`` to the deadline; None once it has passed: only an update changes anything then."""
+        """Seconds from ``now`` to the deadline; None once it has passed: only updates count then."""
         return None if self.overdue(now) else self.opened + self.spec.deadline - now
 
     def metrics(self) -> dict[str, float]:

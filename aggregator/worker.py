@@ -1,8 +1,8 @@
 """Aggregator: the process that turns updates into models, round after round.
 
 Strategy: the newest global model in the broker is the only state. It says which round is open and, in its
-manifest, what a model consists of; everything else is rebuilt from the updates, which stay unacknowledged until
-the next model is sealed. Starting, going on after ``kill -9`` and coming back after a lost broker are
+manifest, what a model consists of; everything else is rebuilt from the updates, which stay unacknowledged
+until the next model is sealed. Starting, going on after ``kill -9`` and coming back after a lost broker are
 therefore one and the same code: a *session*. It makes its consumer anew, so that the broker hands over every
 stored update at once and in the order in which they were sealed; updates of rounds that are over are
 recognised by their number. Idempotency keys see to it that each model exists once.
@@ -20,6 +20,7 @@ from tensorbus.bus.client import Client
 from tensorbus.bus.message import Message
 from tensorbus.bus.subscription import Subscription
 from tensorbus.errors import BrokerUnavailable, NotFound, TransferStalled
+from tensorbus.streaming.sources import ItemSource
 
 from .collecting import Collector
 from .events import Emitter, Event
@@ -129,7 +130,9 @@ class Aggregator:
             num_examples=opened.weight,
             metrics=opened.metrics(),
         )
-        following = await self._publisher.publish(opened.number + 1, await self._container(folder, model))
+        following = await self._publisher.publish(
+            opened.number + 1, ItemSource(model.info.container, await folder.result())
+        )
         self._emit("settled", round=opened.number, updates=await collector.settle())
         return following
 
@@ -143,7 +146,7 @@ class Aggregator:
             folder = self._folder_for(seed)
             await folder.reset()
             await folder.fold(seed, 1.0, lambda _: None)
-            return await self._publisher.publish(1, await self._container(folder, seed))
+            return await self._publisher.publish(1, ItemSource(seed.info.container, await folder.result()))
 
     def _folder_for(self, message: Message) -> Folder:
         """The job's folder, made once: its accumulator is the largest thing that this process holds."""

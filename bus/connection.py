@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 from urllib.parse import quote
@@ -86,7 +86,9 @@ class Connection:
             ClientClosed: it was called.
         """
         if self._closed:
-            raise ClientClosed(f"the client of {self._base} is closed; open a new one with `async with Client(…)`")
+            raise ClientClosed(
+                f"the client of {self._base} is closed; open a new one with `async with Client(…)`"
+            )
 
     async def aclose(self) -> None:
         """Close every connection; calls in progress fail. May be called twice."""
@@ -110,8 +112,9 @@ class Connection:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            if not future.done():
-                await asyncio.wait([future])
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             if not future.cancelled():
                 future.exception()  # seen: the cancellation is what the caller hears of
             raise
@@ -129,7 +132,7 @@ class Connection:
         data: aiohttp.Payload | None = None,
         document: JsonObject | None = None,
         read_timeout: float | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """One request, one attempt; the response has a status below 400.
 
         Args:

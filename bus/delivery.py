@@ -74,7 +74,7 @@ class Delivery(Message):
         await self._settle("term", {})
 
     async def in_progress(self) -> None:
-        """Ask for another full ``ack_wait``; done automatically while the delivery is held. Raises as `ack`."""
+        """Ask for another full ``ack_wait``; done by itself while the delivery is held. Raises as `ack`."""
         self._check_unsettled()
         await self._connection.call("POST", self._path("in_progress"), document={}, retry=False)
 
@@ -87,7 +87,9 @@ class Delivery(Message):
 
     def _check_unsettled(self) -> None:
         if self.settled is not None:
-            raise AlreadySettled(f"delivery of message {self.id} to {self.consumer} was settled before: {self.settled}")
+            raise AlreadySettled(
+                f"delivery of message {self.id} to {self.consumer} was settled before: {self.settled}"
+            )
 
     async def _settle(self, how: Settlement, document: JsonObject) -> None:
         self._check_unsettled()

@@ -1,113 +1,89 @@
-"""Download: the body of one message, piece by piece, across cuts."""
+"""Download: the bytes of one message, or of one item of it, across cuts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
-from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound
-from tensorbus.streaming.frames import Frame, FrameParser
-from tensorbus.streaming.sequence import MessageChecker
+from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound, TensorbusError
+from tensorbus.streaming.frames import FrameParser
 
-from .connection import TRANSIENT, Connection
+from .connection import TRANSIENT, Connection, segment
 from .messages import MessageInfo
 from .retry import Retry
 
 
 class Download:
-    """Fetches a message's body and checks its frames.
+    """Fetches frames, and after a cut the frames after the last whole one.
 
-    The caller alternates: take a piece from `pieces`, feed it to `frames` and exhaust that. When the connection
-    is cut in between, the next piece is the one after the last whole frame.
+    The caller alternates: take a piece from `pieces`, feed it to `parser` and exhaust what that yields.
+
+    Args:
+        item: name of the only item that is wanted; None for the whole message.
+
+    Attributes:
+        parser: verifies the frames; its boundary is where the next request begins.
+        complete: to be set by the caller once the last frame has been verified.
     """
 
-    def __init__(self, connection: Connection, info: MessageInfo) -> None:
+    def __init__(self, connection: Connection, info: MessageInfo, item: str | None = None) -> None:
+        self.parser = FrameParser()
+        self.complete = False
         self._connection = connection
         self._info = info
-        self._parser = FrameParser()
-        self._checker = MessageChecker()
+        part = "frames" if item is None else f"items/{segment(item)}"
+        self._path = f"/v1/messages/{info.id}/{part}"
 
-    @property
-    def received(self) -> int:
-        """Bytes of the body that have been verified."""
-        return self._parser.boundary
-
-    @property
-    def complete(self) -> bool:
-        """Whether the close frame has been verified."""
-        return self._checker.complete
-
-    def frames(self, piece: bytes) -> FrameSteps:
-        """The frames that ``piece`` completes, each checked against those before it.
-
-        Raises (from the iterator):
-            FrameError, ChecksumMismatch, UnsupportedVersion, FrameSequenceError, LimitExceeded, InvalidName.
-        """
-        return FrameSteps(self._parser, self._checker, piece)
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The bytes of the body as they arrive, each at most about 2 MiB; to be closed with ``aclosing``.
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The bytes as they arrive, at most about 2 MiB at a time; close it with ``aclosing``.
 
         Raises:
             BrokerUnavailable, TransferStalled: there was no progress for `ClientSettings.retry_for`.
             MessageAborted: the message was open, and its publisher gave up.
             NotFound: the message was deleted.
         """
-        settings = self._connection.settings
-        path = f"/v1/messages/{self._info.id}/frames"
-        attempts = Retry(settings.retry_for, f"download of message {self._info.id}")
+        attempts = Retry(self._connection.settings.retry_for, f"download of message {self._info.id}")
         furthest = 0
         while not self.complete:
-            start = self._parser.rewind()
+            start = self.parser.rewind()
             try:
-                async with self._connection.request(
-                    "GET", path, headers=self._conditions(start), read_timeout=settings.idle_timeout
-                ) as response:
-                    to_skip = 0 if response.status == 206 else start
-                    async for piece in response.content.iter_any():
-                        if to_skip:
-                            kept = piece[to_skip:]
-                            to_skip -= len(piece) - len(kept)
-                            if not kept:
-                                continue
-                            yield kept
-                        else:
-                            yield piece
+                async for piece in self._attempt(start):
+                    yield piece
                 if not self.complete:
-                    raise BrokerUnavailable(f"message {self._info.id} ended after {self.received} bytes")
+                    raise BrokerUnavailable(
+                        f"message {self._info.id} ended after {self.parser.boundary} bytes, in its midst"
+                    )
             except TRANSIENT as error:
                 if self.complete:
                     return
-                if self.received > furthest:
-                    furthest = self.received
+                if self.parser.boundary > furthest:
+                    furthest = self.parser.boundary
                     attempts.advanced()
                 await attempts.after(error)
-            except (NotFound, Conflict) as error:
-                if self._info.state == "open":
-                    raise MessageAborted(
-                        f"message {self._info.id} was never completed: its publisher gave up after {self.received} bytes"
-                    ) from error
-                raise
+            except (NotFound, Conflict, MessageAborted) as error:
+                raise self._given_up(error) from error
 
-    def _conditions(self, start: int) -> dict[str, str]:
+    async def _attempt(self, start: int) -> AsyncGenerator[bytes]:
+        """The bytes from ``start`` on, for as long as one connection lasts."""
         conditions: dict[str, str] = {}
         if start:
             conditions["Range"] = f"bytes={start}-"
         if self._info.digest is not None:
             conditions["If-Match"] = f'"{self._info.digest}"'
-        return conditions
+        async with self._connection.request(
+            "GET", self._path, headers=conditions, read_timeout=self._connection.settings.idle_timeout
+        ) as response:
+            # A message that is still open comes from its front: what we have of it is passed over.
+            to_skip = 0 if response.status == 206 else start
+            async for piece in response.content.iter_any():
+                skipped = min(to_skip, len(piece))
+                to_skip -= skipped
+                if skipped < len(piece):
+                    yield piece[skipped:] if skipped else piece
 
-
-class FrameSteps:
-    """Iterator of checked frames; a plain class, so that it may be advanced from any thread."""
-
-    def __init__(self, parser: FrameParser, checker: MessageChecker, piece: bytes) -> None:
-        self._frames = parser.feed(piece)
-        self._checker = checker
-
-    def __iter__(self) -> FrameSteps:
-        return self
-
-    def __next__(self) -> Frame:
-        frame = next(self._frames)
-        self._checker.accept(frame)
-        return frame
+    def _given_up(self, error: TensorbusError) -> TensorbusError:
+        if self._info.state != "open":
+            return error
+        return MessageAborted(
+            f"message {self._info.id} was never completed: its publisher gave up after "
+            f"{self.parser.boundary} bytes had arrived here"
+        )

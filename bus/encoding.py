@@ -1,8 +1,8 @@
 """Encoding: a container becomes a message body, a few frames at a time, in a worker thread.
 
-Strategy. A step of the worker makes one `Chunk`: some small frames joined into one piece, or one large frame
-whose payload is sent from where it lies. While the event loop sends a chunk, the worker makes the next one, so
-two buffers are all there ever are, whatever the size of a message or of a tensor.
+Strategy. A step of the worker makes one `Chunk`: some small frames joined into one piece, or one large
+frame whose payload is sent from where it lies. While the event loop sends a chunk, the worker makes the next
+one, so two buffers are all there ever are, whatever the size of a message or of a tensor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Encoding:
     def __init__(self, encoder: ContainerEncoder) -> None:
         self._encoder = encoder
         self._pool = BufferPool(BUFFERS)
-        self._frames: Iterator[EncodedFrame] = encoder.frames(self._pool)
+        self._frames: Iterator[EncodedFrame] = encoder.frames(self._pool.acquire)
         self._sent = 0
         self._original = 0
 

@@ -7,11 +7,12 @@ other side. Times are aware datetimes in UTC, ISO 8601 in JSON. Sizes are bytes,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal, cast
 
 from .fields import Fields
+from .topics import check_filter
 
 HeaderValue = str | int | float | bool | None
 State = Literal["open", "sealed"]
@@ -154,16 +155,7 @@ class Receipt:
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
-        return {
-            "id": self.id,
-            "seq": self.seq,
-            "topic": self.topic,
-            "key": self.key,
-            "bytes": self.bytes,
-            "frames": self.frames,
-            "digest": self.digest,
-            "duplicate": self.duplicate,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: object) -> Receipt:
@@ -193,13 +185,7 @@ class TopicInfo:
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
-        return {
-            "topic": self.topic,
-            "messages": self.messages,
-            "bytes": self.bytes,
-            "first_seq": self.first_seq,
-            "last_seq": self.last_seq,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: object) -> TopicInfo:
@@ -236,18 +222,11 @@ class ConsumerConfig:
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
-        return {
-            "filter": self.filter,
-            "start": self.start,
-            "ack_wait": self.ack_wait,
-            "max_ack_pending": self.max_ack_pending,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: object) -> ConsumerConfig:
-        """The value of a JSON object, defaults filled in; raises InvalidRequest, InvalidName for the filter."""
-        from .topics import check_filter
-
+        """The value of a JSON object, defaults filled in; raises InvalidRequest, or InvalidName (filter)."""
         got = Fields(document, "consumer", allowed=("filter", "start", "ack_wait", "max_ack_pending"))
         return cls(
             filter=check_filter(got.text("filter")),
@@ -344,4 +323,4 @@ class BrokerStats:
     aborted_total: int = 0
     received_bytes_total: int = 0
     deliveries_total: int = 0
-    acks_total: int = field(default=0)
+    acks_total: int = 0

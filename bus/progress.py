@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,11 +11,11 @@ class Progress:
     """How far a transfer is.
 
     Attributes:
-        bytes_on_wire: bytes of the message body that have left (or arrived and been verified).
+        bytes_on_wire: bytes of the message body that have left, or have arrived and been verified.
         total_on_wire: of the whole body, where it is known beforehand.
         bytes_original: the same values at their original precision, in bytes.
-        total_original: of the whole container.
-        item: name of the item that is under way; None at the end.
+        total_original: of the whole container, where it is known beforehand.
+        item: name of the item that is under way; None when all is done.
     """
 
     bytes_on_wire: int
@@ -25,7 +25,7 @@ class Progress:
     item: str | None
 
 
-ProgressCallback = Callable[[Progress], Awaitable[None] | None]
+ProgressCallback = Callable[[Progress], Awaitable[object] | None]
 """Called on the event loop, in order; what it returns is awaited if it can be."""
 
 
@@ -38,15 +38,23 @@ class ProgressReporter:
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self._callback = callback
-        self._furthest = -1
+        self._furthest = Progress(-1, None, 0, None, None)
 
-    async def report(self, progress: Progress) -> bool:
-        """Whether this is further than ever before."""
-        if progress.bytes_on_wire <= self._furthest:
-            return False
-        self._furthest = progress.bytes_on_wire
+    async def report(self, progress: Progress) -> None:
+        """The transfer has got so far."""
+        if progress.bytes_on_wire > self._furthest.bytes_on_wire:
+            self._furthest = progress
+            await self._tell(progress)
+
+    async def finish(self) -> None:
+        """The transfer is complete and confirmed."""
+        last = self._furthest
+        final = replace(last, total_on_wire=last.bytes_on_wire, total_original=last.bytes_original, item=None)
+        if last.bytes_on_wire >= 0 and final != last:
+            await self._tell(final)
+
+    async def _tell(self, progress: Progress) -> None:
         if self._callback is not None:
             told = self._callback(progress)
             if told is not None:
                 await told
-        return True

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import MessageAborted, TensorbusError
+from tensorbus.errors import TensorbusError
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.sources import Source
 

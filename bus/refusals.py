@@ -10,6 +10,7 @@ import aiohttp
 from tensorbus.errors import (
     PROBLEM_PREFIX,
     BrokerUnavailable,
+    Conflict,
     InvalidRequest,
     LimitExceeded,
     NotFound,
@@ -28,6 +29,7 @@ _BY_STATUS: dict[int, type[TensorbusError]] = {
     403: Unauthorized,
     404: NotFound,
     408: TransferStalled,
+    412: Conflict,
     413: LimitExceeded,
     502: BrokerUnavailable,
     503: BrokerUnavailable,
@@ -56,5 +58,6 @@ async def refusal(response: aiohttp.ClientResponse) -> TensorbusError:
         if known is not None:
             return known(detail)
     else:
-        detail = f"{response.method} {response.url.path}: {response.status} {response.reason}: {text[:200]}".rstrip(": ")
+        shown = f": {text[:200]}" if text else ""
+        detail = f"{response.method} {response.url.path}: {response.status} {response.reason}{shown}"
     return _BY_STATUS.get(response.status, TensorbusError)(detail)

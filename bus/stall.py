@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from tensorbus.errors import TransferStalled
@@ -13,7 +13,7 @@ LOOKS = 4
 
 
 @asynccontextmanager
-async def stalls_after(limit: float, position: Callable[[], object]) -> AsyncIterator[None]:
+async def stalls_after(limit: float, position: Callable[[], object]) -> AsyncGenerator[None]:
     """Run the block for as long as ``position()`` keeps changing.
 
     Raises:

@@ -84,7 +84,9 @@ class Subscription:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if not self._open:
-                raise ClientClosed("the subscription is not open; use it inside `async with bus.subscribe(…)`")
+                raise ClientClosed(
+                    "the subscription is not open; use it inside `async with bus.subscribe(…)`"
+                )
             wait = self._connection.settings.poll_wait
             if deadline is not None:
                 wait = max(0.0, min(wait, deadline - time.monotonic()))

@@ -28,7 +28,9 @@ def _shown(text: str) -> str:
 
 def _tokens(text: str, what: str) -> list[str]:
     if not text or len(text) > MAX_TOPIC_CHARS:
-        raise InvalidName(f"{what} {_shown(text)} has {len(text)} characters; allowed are 1 to {MAX_TOPIC_CHARS}")
+        raise InvalidName(
+            f"{what} {_shown(text)} has {len(text)} characters; allowed are 1 to {MAX_TOPIC_CHARS}"
+        )
     tokens = text.split(".")
     if len(tokens) > MAX_TOPIC_TOKENS:
         raise InvalidName(f"{what} {_shown(text)} has {len(tokens)} tokens; allowed are {MAX_TOPIC_TOKENS}")
@@ -61,7 +63,7 @@ def check_filter(pattern: str) -> str:
             raise InvalidName(f"filter {_shown(pattern)}: > may only be the last token")
         if token not in ("*", ">") and not _TOKEN.fullmatch(token):
             raise InvalidName(
-                f"filter {_shown(pattern)}: token {_shown(token)} must be *, > or one or more of A-Z a-z 0-9 _ -"
+                f"filter {_shown(pattern)}: token {_shown(token)} must be *, > or of A-Z a-z 0-9 _ -"
             )
     return pattern
 
@@ -100,5 +102,5 @@ def check_message_id(message_id: str) -> str:
 def check_key(key: str) -> str:
     """Return the idempotency key if it is 1 to 255 visible ASCII characters, else raise InvalidName."""
     if not _KEY.fullmatch(key):
-        raise InvalidName(f"idempotency key {_shown(key)} must be 1 to {MAX_KEY_CHARS} visible ASCII characters")
+        raise InvalidName(f"key {_shown(key)} must be 1 to {MAX_KEY_CHARS} visible ASCII characters")
     return key

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--sites", required=True, type=click.IntRange(min=1), help="How many sites are expected.")
 @click.option("--rounds", required=True, type=click.IntRange(min=1), help="How many rounds to run.")
 @click.option(
-    "--quorum", type=click.IntRange(min=1), help="Updates that are enough at the deadline.  [default: all sites]"
+    "--quorum",
+    type=click.IntRange(min=1),
+    help="Updates that are enough at the deadline.  [default: all]",
 )
 @click.option(
     "--deadline",
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="From the begin of a round; then the quorum is enough, and without it the round waits on.",
 )
-@click.option("--down", default="none", show_default=True, metavar="CODEC", help="Codec of the global models.")
+@click.option(
+    "--down", default="none", show_default=True, metavar="CODEC", help="Codec of the global models."
+)
 @click.option("--up", default="none", show_default=True, metavar="CODEC", help="Codec of the sites' updates.")
 @click.option(
     "--keep",
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     "--init",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The first model, a .safetensors file; without it, the first message on the topic fl.JOB.seed is awaited.",
+    help="The first model, a .safetensors file; without it, a message on fl.JOB.seed is awaited.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one JSON object per line.")
 @broker_options
@@ -63,8 +67,8 @@ def command(
 ) -> None:
     """Run the aggregator of a federated job to its final model.
 
-    Each round it publishes a global model on fl.JOB.model, folds the sites' updates from fl.JOB.updates into one
-    accumulator as they come, and makes their mean, weighted by the number of examples, the next model.
+    Each round it publishes a global model on fl.JOB.model, folds the sites' updates from fl.JOB.updates into
+    one accumulator as they come, and makes their mean, weighted by the number of examples, the next model.
     It may be stopped and started again at any time: it goes on with the round that is open.
 
     CODEC is none, fp16, bf16, int8, fp4, nf4 or nf4-dq; sites learn it with the model.
@@ -93,7 +97,9 @@ def command(
         raise click.exceptions.Abort
 
 
-async def _run(url: str, token: str | None, spec: JobSpec, init: Path | None, view: RoundLines | RoundView) -> bool:
+async def _run(
+    url: str, token: str | None, spec: JobSpec, init: Path | None, view: RoundLines | RoundView
+) -> bool:
     """Run the job; True if a signal ended it first."""
     from tensorbus.aggregator.worker import Aggregator
     from tensorbus.bus.client import Client

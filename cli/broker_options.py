@@ -21,7 +21,10 @@ PATIENCE = 10.0
 def broker_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``."""
     command = click.option(
-        "--token", envvar="TENSORBUS_TOKEN", show_envvar=True, help="Access token, if the broker asks for one."
+        "--token",
+        envvar="TENSORBUS_TOKEN",
+        show_envvar=True,
+        help="Access token, if the broker asks for one.",
     )(command)
     return click.option(
         "--url",

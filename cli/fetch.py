@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Fetch message ID into a file.
 
-    Tensors are decoded into a .safetensors file of their original precision, written in place; bytes are written
-    as they are. Neither is ever loaded into memory.
+    Tensors are decoded into a .safetensors file of their original precision, written in place; bytes are
+    written as they are. Neither is ever loaded into memory.
 
     \b
     Examples:

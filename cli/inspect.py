@@ -49,8 +49,11 @@ def _print_facts(console: Console, message: Message) -> None:
         ("published", f"{info.created:%Y-%m-%d %H:%M:%S} UTC"),
         ("container", info.container),
         ("codec", json.dumps(dict(info.pipeline)) if info.pipeline else "–"),
-        ("size", f"{size(info.bytes)} on the wire, {size(info.original_bytes)} original "
-                 f"{share(info.bytes, info.original_bytes)}"),
+        (
+            "size",
+            f"{size(info.bytes)} on the wire, {size(info.original_bytes)} original "
+            f"{share(info.bytes, info.original_bytes)}",
+        ),
         ("frames", str(info.frames)),
         ("digest", info.digest or "–"),
         *((f"header {name}", str(value)) for name, value in info.headers.items()),
@@ -98,7 +101,9 @@ def _entry(item: ItemSpec) -> dict[str, object]:
         "shape": list(item.shape),
         "kind": item.kind,
         "codec": item.codec,
-        "view": None if view is None else {"of": view.of, "offset": view.offset, "strides": list(view.strides)},
+        "view": None
+        if view is None
+        else {"of": view.of, "offset": view.offset, "strides": list(view.strides)},
         "bytes": item.nbytes,
         "wire_bytes": payload_bytes(item),
     }

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     "or with parameters, nf4:blocksize=128.",
 )
 @click.option(
-    "--keep", multiple=True, metavar="PATTERN", help="Send tensors of such names exactly, e.g. '*norm*'. Repeatable."
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Send tensors of such names exactly, e.g. '*norm*'. Repeatable.",
 )
 @click.option("--key", help="Idempotency key: the same key is stored once, however often it is published.")
 @click.option(
@@ -47,19 +50,28 @@ def command(
 ) -> None:
     """Publish FILE on TOPIC.
 
-    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes. Neither is
-    ever loaded into memory. The command returns when the broker has the whole message on stable storage.
+    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes. Neither
+    is ever loaded into memory. The command returns when the broker has all of it on stable storage.
 
     \b
     Examples:
       tensorbus publish models.demo model.safetensors --codec nf4 --keep '*norm*'
       tensorbus publish notes.demo README.md --header author=me
     """
+    from tensorbus.streaming.byte_files import BytesFileSource
+
     parsed = dict(_header(header) for header in headers)
 
     async def work(bus: Client) -> Receipt:
-        with TransferBar(f"publishing {file.name}") as bar:
-            return await bus.publish(topic, file, codec=codec, keep=keep, headers=parsed, key=key, progress=bar)
+        container = file if file.suffix == ".safetensors" else BytesFileSource(file)
+        try:
+            with TransferBar(f"publishing {file.name}") as bar:
+                return await bus.publish(
+                    topic, container, codec=codec, keep=keep, headers=parsed, key=key, progress=bar
+                )
+        finally:
+            if isinstance(container, BytesFileSource):
+                container.close()
 
     receipt = with_client(url, token, work)
     if as_json:
@@ -69,7 +81,9 @@ def command(
         click.echo(f"{receipt.id}  stored before under key {receipt.key!r}; nothing was sent")
         return
     ratio = share(receipt.bytes_on_wire, receipt.bytes_original)
-    click.echo(f"{receipt.id}  {size(receipt.bytes_original)} as {size(receipt.bytes_on_wire)} on the wire ({ratio})")
+    click.echo(
+        f"{receipt.id}  {size(receipt.bytes_original)} as {size(receipt.bytes_on_wire)} on the wire ({ratio})"
+    )
     for name, count in receipt.clipped.items():
         click.echo(f"{name}: {count} values clipped to the codec's range", err=True)
 

@@ -93,7 +93,9 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
             )
         case "folded":
             counted = f"{told['updates']} of {told['expected']} in"
-            return f"  + {told['site']}: {told['num_examples']} examples{_metrics(told['metrics'])}; {counted}"
+            return (
+                f"  + {told['site']}: {told['num_examples']} examples{_metrics(told['metrics'])}; {counted}"
+            )
         case "ignored":
             return f"  · an update of {told['site']} for round {told['round']} is {told['why']}: not counted"
         case "refused":
@@ -103,7 +105,8 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
         case "overdue":
             return f"  ! the deadline has passed without a quorum of {told['quorum']}: waiting on"
         case "closing":
-            return f"round {told['round']} is complete: {told['num_examples']} examples{_metrics(told['metrics'])}"
+            metrics = _metrics(told["metrics"])
+            return f"round {told['round']} is complete: {told['num_examples']:g} examples{metrics}"
         case "published":
             wire, original = told["bytes_on_wire"], told["bytes_original"]
             moved = ""

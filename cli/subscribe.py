@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 @click.option(
     "--consumer", metavar="NAME", help="A durable position under this name, which other workers may share."
 )
-@click.option("--start", type=click.Choice(["all", "new"]), default="all", show_default=True,
-              help="Whether a new consumer begins with what is stored.")
+@click.option(
+    "--start",
+    type=click.Choice(["all", "new"]),
+    default="all",
+    show_default=True,
+    help="Whether a new consumer begins with what is stored.",
+)
 @click.option("--follow", is_flag=True, help="Take messages while they are still being published.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option(
-    "--save-dir", type=click.Path(file_okay=False, path_type=Path), help="Write each message to a file in this folder."
+    "--save-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write each message to a file in this folder.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message and line.")
 @broker_options
@@ -80,13 +87,20 @@ async def _take(delivery: Delivery, save_dir: Path | None) -> Path | None:
             await delivery.save(path, progress=bar)
             return path
         if delivery.info.state == "open":
-            await delivery.wait_sealed(progress=bar)
+            async for _ in delivery.slices(progress=bar):
+                pass
         return None
 
 
 def _show(delivery: Delivery, path: Path | None, as_json: bool) -> None:
     if as_json:
-        print_json({**delivery.info.to_json(), "attempt": delivery.attempt, "path": None if path is None else str(path)})
+        print_json(
+            {
+                **delivery.info.to_json(),
+                "attempt": delivery.attempt,
+                "path": None if path is None else str(path),
+            }
+        )
         return
     headers = json.dumps(dict(delivery.headers), ensure_ascii=False)
     where = "" if path is None else f"  → {path}"

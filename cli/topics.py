@@ -34,5 +34,7 @@ def command(as_json: bool, url: str, token: str | None) -> None:
     for column in ("messages", "stored", "seq"):
         table.add_column(column, justify="right")
     for topic in topics:
-        table.add_row(topic.topic, str(topic.messages), size(topic.bytes), f"{topic.first_seq}–{topic.last_seq}")
+        table.add_row(
+            topic.topic, str(topic.messages), size(topic.bytes), f"{topic.first_seq}–{topic.last_seq}"
+        )
     Console().print(table)

@@ -1,0 +1,1 @@
+"""Containers to items and back (serializers), items to fewer bits and back (quantizers)."""

@@ -48,7 +48,7 @@ def element_count(buffer: memoryview, dtype: DType) -> int:
 
 
 def widen(values: Bytes, dtype: DType) -> npt.NDArray[np.float32]:
-    """At most ``PIECE`` elements of ``dtype`` as float32: the same memory if they are float32, else a scratch.
+    """At most ``PIECE`` elements of ``dtype`` as float32: the same memory if they are that, else a scratch.
 
     A float64 beyond the range of float32 becomes Inf.
     """
@@ -67,7 +67,7 @@ def widen(values: Bytes, dtype: DType) -> npt.NDArray[np.float32]:
 
 
 def narrow(values: npt.NDArray[np.float32], dtype: DType, out: Bytes) -> None:
-    """Round at most ``PIECE`` float32 values to ``dtype``, to nearest with ties to even, into the bytes ``out``."""
+    """Round at most ``PIECE`` values to ``dtype``, to nearest with ties to even, into the bytes ``out``."""
     typed = out.view(_numpy(dtype))
     if dtype.name == "bfloat16":
         np.copyto(typed, to_bfloat16(values), casting="unsafe")

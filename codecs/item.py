@@ -63,8 +63,8 @@ class Item(ABC):
     spec: ItemSpec
 
     stable: bool = False
-    """Whether what ``read`` returns is the container's own memory, which stays as it is while the container
-    does; such slices are sent from where they lie."""
+    """Whether what ``read`` returns is the container's own memory, which stays as long as the container does;
+    such slices are sent from where they lie."""
 
     @abstractmethod
     def read(self, offset: int, count: int) -> memoryview:

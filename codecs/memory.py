@@ -5,9 +5,9 @@ A scalar travels as its msgpack value, a byte string as itself; both count as ui
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 
 from tensorbus.errors import LimitExceeded, PayloadMismatch, UnsupportedContainer
 
@@ -16,11 +16,16 @@ from .item import Item, ItemKind, ItemSpec
 
 Scalar = None | bool | int | float | str
 
+# It has neither annotations nor stubs.
+_msgpack = cast(Any, msgpack)
+
 _UINT8 = dtype("uint8")
 
 
 class MemoryItem(Item):
     """An item that is one buffer in C order."""
+
+    stable = True
 
     def __init__(self, spec: ItemSpec, data: memoryview) -> None:
         self.spec = spec
@@ -40,7 +45,7 @@ def value_item(name: str, value: object) -> Item | None:
     if value is None or type(value) in (bool, int, float, str):
         kind: ItemKind = "scalar"
         try:
-            data = cast(bytes, msgpack.packb(value))
+            data = cast(bytes, _msgpack.packb(value))
         except (OverflowError, ValueError) as error:
             raise UnsupportedContainer(f"the value of {name!r} cannot be sent: {error}") from error
     elif isinstance(value, (bytes, bytearray)):
@@ -73,8 +78,8 @@ class ValueBuffer:
         if self._spec.kind == "bytes":
             return bytes(self._data)
         try:
-            value: object = msgpack.unpackb(self._data, strict_map_key=True)
-        except (ValueError, msgpack.UnpackException) as error:
+            value: object = _msgpack.unpackb(self._data)
+        except (ValueError, RecursionError, _msgpack.UnpackException) as error:
             raise PayloadMismatch(f"the scalar {self._spec.name!r} is not one msgpack value") from error
         if value is not None and not isinstance(value, (bool, int, float, str)):
             raise PayloadMismatch(f"the scalar {self._spec.name!r} is a {type(value).__name__}")

@@ -9,11 +9,14 @@ from tensorbus.errors import InvalidName
 MAX_NAME = 1024
 """Characters."""
 
-_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|(?:^|[/\\])\.\.(?:[/\\]|$)")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|(?:^|[/\\])\.\.?(?:[/\\]|$)")
 
 
 def check_item_name(name: object) -> str:
-    """``name`` itself, if it may name an item: 1 to 1024 characters, no control characters, no ``..`` as a path has.
+    """``name`` itself, if it may name an item.
+
+    That is a text of 1 to 1024 characters, without control characters, and without ``.`` or ``..`` between
+    slashes.
 
     Raises:
         InvalidName: it may not.

@@ -59,7 +59,8 @@ class Pipeline:
         config = spec.get("quantizer", "none")
         if not isinstance(config, (str, Mapping)):
             raise InvalidSpecification(f"a pipeline's quantizer is a name or an object, not {config!r}")
-        return cls(quantizer(cast("str | Mapping[str, object]", config)), _patterns(_listed(spec.get("keep", ()))))
+        keep = _patterns(_listed(spec.get("keep", ())))
+        return cls(quantizer(cast("str | Mapping[str, object]", config)), keep)
 
     def to_json(self) -> dict[str, object]:
         """The JSON form; ``Pipeline.parse`` rebuilds it."""
@@ -84,7 +85,7 @@ def _from_text(text: str) -> dict[str, object]:
     for assignment in filter(None, rest.split(",")):
         key, equals, value = assignment.partition("=")
         if not equals or not key or not value:
-            raise InvalidSpecification(f"cannot read {assignment!r} in codec {text!r}; write name:parameter=value")
+            raise InvalidSpecification(f"cannot read {assignment!r} in {text!r}; write codec:parameter=value")
         config[key] = int(value) if value.isdecimal() else value
     return config
 

@@ -66,7 +66,9 @@ def _quantizer(config: str) -> Quantizer:
     try:
         made = cls(**parameters)
     except TypeError as error:
-        raise InvalidSpecification(f"codec {name!r} does not take the parameters {parameters}: {error}") from error
+        raise InvalidSpecification(
+            f"codec {name!r} does not take the parameters {parameters}: {error}"
+        ) from error
     if not isinstance(made, Quantizer):
         raise UnknownCodec(f"the plug-in for codec {name!r} is no Quantizer: {cls!r}")
     return made
@@ -112,4 +114,6 @@ def _load(name: str, table: Mapping[str, str], group: str, noun: str) -> type:
         return cast(type, getattr(import_module(module), attribute))
     for point in entry_points(group=group, name=name):
         return cast(type, point.load())
-    raise UnknownCodec(f"no {noun} {name[:64]!r} is installed; there are: {', '.join(installed(table, group))}")
+    raise UnknownCodec(
+        f"no {noun} {name[:64]!r} is installed; there are: {', '.join(installed(table, group))}"
+    )

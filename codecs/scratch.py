@@ -1,8 +1,8 @@
 """Working memory of the codecs: a few arrays for each thread, made once and used again.
 
-Fresh memory costs a page fault for every 4 KiB, which is several times dearer than the arithmetic done on
-it. The codecs therefore work on pieces of ``PIECE`` elements that stay in the processor's cache, in arrays that
-each thread keeps: about 3 MiB a thread, whatever the size of the tensors.
+Fresh memory costs a page fault for every 4 KiB, several times dearer than the arithmetic done on it. The
+codecs therefore work on pieces of ``PIECE`` elements that stay in the processor's cache, in arrays that each
+thread keeps: about 3 MiB a thread, whatever the size of the tensors.
 """
 
 from __future__ import annotations

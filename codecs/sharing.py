@@ -1,8 +1,8 @@
 """Which tensors of a container share storage, found from their addresses alone.
 
 A tensor is a view when its elements lie within those of a contiguous tensor of the same dtype: that one
-is sent and this one only named, so a tied output head costs nothing and arrives tied. Tensors that merely overlap,
-and those of different dtypes over one storage, are sent one by one.
+is sent and this one only named, so a tied output head costs nothing and arrives tied. Tensors that merely
+overlap, and those of different dtypes over one storage, are sent one by one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Extent:
     @property
     def contiguous(self) -> bool:
         """Whether the elements lie in C order without gaps."""
+        wanted = contiguous_strides(self.shape)
         return all(
-            extent == 1 or stride == wanted
-            for extent, stride, wanted in zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
+            extent == 1 or stride == step
+            for extent, stride, step in zip(self.shape, self.strides, wanted, strict=True)
         )
 
 
@@ -79,8 +80,8 @@ def find_views(extents: Iterable[Extent]) -> dict[str, View]:
 
 
 def _views_within(group: list[Extent]) -> dict[str, View]:
-    # From the lowest address on, the longest first: what the last owner does not cover is a new owner, so the
-    # owners' starts and ends both rise, and the only owner that can cover a tensor is the last that starts before it.
+    # From the lowest address on, the longest first: what the last owner does not cover is a new owner, so
+    # that the owners' starts and ends both rise, and only the last to start before a tensor can cover it.
     owners: list[Extent] = []
     for extent in sorted(group, key=lambda one: (one.address, -one.end)):
         if extent.contiguous and not (owners and extent.end <= owners[-1].end):
@@ -110,11 +111,15 @@ def check_view(spec: ItemSpec, owner: ItemSpec) -> View:
     """
     view = spec.view
     if view is None or owner.view is not None or spec.kind != "tensor" or owner.kind != "tensor":
-        raise ManifestMismatch(f"{spec.name!r} cannot be a view of {owner.name!r}, which is not sent as a tensor")
+        raise ManifestMismatch(
+            f"{spec.name!r} cannot be a view of {owner.name!r}, which is sent as no tensor"
+        )
     if spec.dtype != owner.dtype:
-        raise ManifestMismatch(f"{spec.name!r} is {spec.dtype}, but a view of {owner.name!r}, which is {owner.dtype}")
+        raise ManifestMismatch(
+            f"{spec.name!r} is {spec.dtype}, but its owner {owner.name!r} is {owner.dtype}"
+        )
     if len(view.strides) != len(spec.shape) or view.offset < 0 or any(stride < 0 for stride in view.strides):
         raise ManifestMismatch(f"the view {spec.name!r} has malformed strides or a negative offset")
     if spec.count == 0 or view.offset + last_element(spec.shape, view.strides) >= prod(owner.shape):
-        raise ManifestMismatch(f"the view {spec.name!r} reaches beyond the {owner.count} elements of {owner.name!r}")
+        raise ManifestMismatch(f"the view {spec.name!r} reaches beyond {owner.name!r}")
     return view

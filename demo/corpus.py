@@ -18,6 +18,8 @@ from tensorbus.errors import NotFound
 
 HELD_OUT_EVERY = 8
 """One dialogue in so many of each topic is never trained on."""
+EVALUATED = 48
+"""Of those, so many are evaluated each round, by all sites together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def share_out(topics: dict[str, tuple[Dialogue, ...]], sites: int) -> list[Share
         given[least].append(topic)
         sizes[least] += len(topics[topic])
     held_out = [line for lines in topics.values() for line in lines[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]]
+    evaluated = [held_out[place * len(held_out) // EVALUATED] for place in range(EVALUATED)]
     return [
         Share(
             topics=tuple(names),
@@ -95,7 +98,7 @@ def share_out(topics: dict[str, tuple[Dialogue, ...]], sites: int) -> list[Share
                 for place, line in enumerate(topics[name], start=1)
                 if place % HELD_OUT_EVERY != 0
             ),
-            held_out=tuple(held_out[site::sites]),
+            held_out=tuple(evaluated[site::sites]),
         )
         for site, names in enumerate(given)
     ]

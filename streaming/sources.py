@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Protocol, cast, runtime_checkable
@@ -10,11 +10,13 @@ from typing import Protocol, cast, runtime_checkable
 from tensorbus.codecs import registry
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item, ItemSpec
+from tensorbus.codecs.memory import MemoryItem
 from tensorbus.errors import UnsupportedContainer
 
 from .raw import BODY, CONTAINER
 
-SUFFIX = ".safetensors"
+SAFETENSORS = "safetensors"
+"""Kind of the container that a safetensors file is, and its suffix."""
 
 
 @runtime_checkable
@@ -57,25 +59,12 @@ class ItemSource:
         """There is nothing to release."""
 
 
-class BytesItem(Item):
-    """A byte string as an item."""
-
-    stable = True
-
-    def __init__(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        self._data = memoryview(data).cast("B")
-        self.spec = ItemSpec(name, dtype("uint8"), (len(self._data),), "bytes")
-
-    def read(self, offset: int, count: int) -> memoryview:
-        return self._data[offset : offset + count]
-
-
 def open_source(container: object) -> Source:
     """The source for ``container``.
 
     Args:
-        container: the path of a ``.safetensors`` file, a byte string, a torch Module (its state_dict is
-            taken), a mapping of tensors or arrays, or a Source.
+        container: the path of a ``.safetensors`` file, a byte string, a torch Module or its
+            state_dict, a mapping of arrays, or a Source.
 
     Raises:
         UnsupportedContainer: it is none of these.
@@ -84,20 +73,18 @@ def open_source(container: object) -> Source:
     """
     if isinstance(container, (str, PathLike)):
         return _open_file(fspath(cast("str | PathLike[str]", container)))
-    if isinstance(container, (bytes, bytearray, memoryview)):
-        return ItemSource(CONTAINER, [BytesItem(BODY, container)])
+    if isinstance(container, (bytes, bytearray)):
+        spec = ItemSpec(BODY, dtype("uint8"), (len(container),), "bytes")
+        return ItemSource(CONTAINER, [MemoryItem(spec, memoryview(container))])
     if isinstance(container, Source):
         return container
-    state_dict = getattr(container, "state_dict", None)
-    if callable(state_dict) and not isinstance(container, Mapping):
-        container = cast(Callable[[], object], state_dict)()
     serializer = registry.serializer_for(container)
     return ItemSource(serializer.name, serializer.items(container))
 
 
 def _open_file(path: str) -> Source:
-    if not path.endswith(SUFFIX):
-        raise UnsupportedContainer(f"{path!r} is not the path of a {SUFFIX} file")
+    if not path.endswith(f".{SAFETENSORS}"):
+        raise UnsupportedContainer(f"{path!r} is not the path of a .{SAFETENSORS} file")
     from .files import SafetensorsSource  # reading files is not needed for containers in memory
 
     return SafetensorsSource(path)

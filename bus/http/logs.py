@@ -25,14 +25,16 @@ async def log_middleware(request: web.Request, handler: Handler) -> web.StreamRe
     context(request).counters.requests += 1
     began = time.perf_counter()
     status = 499  # nginx's number for "the client closed the connection"
+    message = request.match_info.get("id")
     try:
         response = await handler(request)
         status = response.status
+        # A message that was just published is named by its address.
+        message = response.headers.get("Location", message or "").rpartition("/")[2] or None
         return response
     finally:
         level = logging.DEBUG if request.path in _QUIET else logging.INFO
         path = request.raw_path[:500]
-        message: str | None = request.get("message_id")
         took = round((time.perf_counter() - began) * 1000, 1)
         fields = {"method": request.method, "path": path, "status": status, "ms": took}
         fields |= {"message": message, "peer": request.remote}

@@ -41,7 +41,7 @@ async def messages(request: web.Request) -> web.Response:
 async def message(request: web.Request) -> web.Response:
     """One message with its manifest."""
     broker = context(request).broker
-    info = await broker.message(_id(request))
+    info = await broker.message(request.match_info["id"])
     manifest = await broker.manifest(info.id)
     return web.json_response(info.to_json() | {"manifest": manifest})
 
@@ -50,14 +50,14 @@ async def message(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Remove a message."""
     here = context(request)
-    await here.finishing.run(here.broker.delete(_id(request)))
+    await here.finishing.run(here.broker.delete(request.match_info["id"]))
     return web.Response(status=204)
 
 
 @routes.get("/v1/messages/{id}/frames")
 async def frames(request: web.Request) -> web.StreamResponse:
     """The message's body, or a range of it; of an open message, all as it comes."""
-    info = await context(request).broker.message(_id(request))
+    info = await context(request).broker.message(request.match_info["id"])
     if info.state == "open":
         return await follow(request, info)
     return await send_stored(request, info, 0, info.bytes)
@@ -67,12 +67,6 @@ async def frames(request: web.Request) -> web.StreamResponse:
 async def item(request: web.Request) -> web.StreamResponse:
     """The slice frames of one item, or a range of them."""
     broker = context(request).broker
-    info = await broker.message(_id(request))
+    info = await broker.message(request.match_info["id"])
     start, end = await broker.item_range(info.id, request.match_info["name"])
     return await send_stored(request, info, start, end)
-
-
-def _id(request: web.Request) -> str:
-    """The message's id; noted for the log."""
-    request["message_id"] = request.match_info["id"]
-    return request.match_info["id"]

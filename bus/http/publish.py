@@ -51,7 +51,6 @@ async def publish(request: web.Request) -> web.Response:
 
 
 def _answer(request: web.Request, receipt: Receipt) -> web.Response:
-    request["message_id"] = receipt.id
     status = 200 if receipt.duplicate else 201
     response = web.json_response(
         receipt.to_json(), status=status, headers={"Location": f"/v1/messages/{receipt.id}"}

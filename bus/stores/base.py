@@ -1,8 +1,8 @@
 """What the broker asks of a store.
 
-A store keeps two things: the frames of each message, as one run of bytes under the message's id, and rows about
-messages, idempotency keys, consumers and deliveries. It judges neither: which frame is valid and who gets
-which message is the broker's business.
+A store keeps two things: the frames of each message, as one run of bytes under the message's id, and rows
+about messages, idempotency keys, consumers and deliveries. It judges neither: which frame is valid and who
+gets which message is the broker's business.
 
 Calls that are plain methods block and run in worker threads; coroutines may be awaited on the event loop, and
 what they change is on stable storage when they return. Times are seconds since the epoch.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from ..messages import ConsumerConfig, MessageInfo, Receipt, TopicInfo
+from tensorbus.bus.messages import ConsumerConfig, MessageInfo, Receipt, TopicInfo
 
 Part = bytes | bytearray | memoryview
 
@@ -55,7 +55,7 @@ class StoredConsumer:
 
 
 class FrameFile(ABC):
-    """The frames of a message that is being written. All methods block; one thread at a time, but for sync."""
+    """The frames of a message being written. All methods block; one thread at a time, but for sync."""
 
     @abstractmethod
     def append(self, parts: Sequence[Part]) -> None:
@@ -125,7 +125,7 @@ class Store(ABC):
 
     @abstractmethod
     async def delete(self, message_id: str) -> bool:
-        """Remove a sealed message, its deliveries and its frames; False if it is not there. Its key is kept."""
+        """Remove a sealed message, its deliveries and frames, but not its key; False if it is not there."""
 
     @abstractmethod
     async def receipt(self, topic: str, key: str) -> Receipt | None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from sqlite3 import Connection
 
-from ..messages import ConsumerConfig
+from tensorbus.bus.messages import ConsumerConfig
+
 from .base import StoredConsumer, StoredDelivery
 
 
@@ -40,8 +41,7 @@ def add(consumer: StoredConsumer) -> Callable[[Connection], StoredConsumer]:
     def operation(connection: Connection) -> StoredConsumer:
         stored = consumer
         if consumer.config.start == "new":
-            row = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'messages'").fetchone()
-            stored = replace(consumer, position=row[0] or 0)
+            stored = replace(consumer, position=last_seq(connection))
         connection.execute(
             "INSERT INTO consumers (name, uid, config, position, created) VALUES (?, ?, ?, ?, ?)",
             (
@@ -104,7 +104,15 @@ def put_deliveries(
 
 def _advance(connection: Connection, uid: str, position: int) -> None:
     """Up to its position a consumer needs no marks of what is settled: nothing there is handed out anew."""
-    connection.execute("UPDATE consumers SET position = ? WHERE uid = ? AND position < ?", (position, uid, position))
+    connection.execute("UPDATE consumers SET position = max(position, ?) WHERE uid = ?", (position, uid))
     connection.execute(
         "DELETE FROM deliveries WHERE consumer = ? AND settled = 1 AND seq <= ?", (uid, position)
     )
+
+
+def last_seq(connection: Connection) -> int:
+    """The highest seq ever given to a message, 0 if none was."""
+    row: tuple[int] | None = connection.execute(
+        "SELECT seq FROM sqlite_sequence WHERE name = 'messages'"
+    ).fetchone()
+    return 0 if row is None else row[0]

@@ -4,9 +4,9 @@
     DIR/meta.db               rows (WAL, synchronous=FULL, user_version)
     DIR/frames/<id>.frames    the body of a message as it came
 
-When a message is listed its frames are on the disk: the uploader has synced the file, and the transaction that lists
-it syncs the folder before it commits. An upload leaves no row before that, so recovery is to remove the files that
-no row tells of.
+When a message is listed its frames are on the disk: the uploader has synced the file, and the transaction
+that lists it syncs the folder before it commits. An upload leaves no row before that, so recovery is to remove
+the files that no row tells of.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 from tensorbus.errors import StorageError, StoreInUse
 
-from ..messages import MessageInfo, Receipt, TopicInfo
 from . import consumer_rows, message_rows
 from .base import FrameFile, Store, StoredConsumer, StoredDelivery
 from .frame_files import FrameFolder, as_storage_error
@@ -73,7 +73,7 @@ class FileStore(Store):
             sizes = self._metadata.read_now(message_rows.sizes)
             self._damaged = self._folder.recover(sizes)
             for what in self._damaged.values():
-                _log.error("damaged: %s; it is not delivered; delete it, or restore the file and restart", what)
+                _log.error("%s; it is not delivered; delete it, or restore the file and restart", what)
             return self._metadata.read_now(consumer_rows.consumers)
         except BaseException:
             self._close()
@@ -106,7 +106,8 @@ class FileStore(Store):
             holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise StoreInUse(
-                f"{self.path} is in use by another broker (process {holder}); stop it, or use another directory"
+                f"{self.path} is in use by another broker (process {holder}); "
+                "stop it, or use another directory"
             ) from None
         except BaseException:
             os.close(lock)

@@ -33,8 +33,8 @@ class FrameFolder:
 
     Args:
         path: the folder; it must exist.
-        reserve: bytes of the disk that frames leave free, so that messages can still be acknowledged and deleted
-            (which takes rows) when the disk is full.
+        reserve: bytes of the disk that frames leave free, so that messages can still be acknowledged and
+            deleted (which takes rows) when the disk is full.
     """
 
     def __init__(self, path: Path, reserve: int) -> None:

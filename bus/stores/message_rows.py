@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Any, Literal
 
-from ..messages import MessageInfo, Receipt, TopicInfo
-from ..topics import is_literal
+from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
+from tensorbus.bus.topics import is_literal
+
 from .base import StoredDelivery
-from .consumer_rows import put_deliveries
+from .consumer_rows import last_seq, put_deliveries
 
 _COLUMNS = (
     "seq, id, topic, key, bytes, frames, headers, container, pipeline, items, original_bytes, wire_bytes, "
@@ -175,12 +176,6 @@ def backlog(pattern: str, after: int) -> Callable[[Connection], int]:
         ).fetchone()[0]
 
     return query
-
-
-def last_seq(connection: Connection) -> int:
-    """The highest seq ever given, 0 if none was."""
-    row: Row | None = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").fetchone()
-    return 0 if row is None else row[0]
 
 
 def topics(connection: Connection) -> list[TopicInfo]:

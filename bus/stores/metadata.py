@@ -1,8 +1,9 @@
 """The SQLite file with the rows: one thread that writes, one that reads.
 
-Group commit. A transaction costs an fsync, whatever it holds. So the writing thread takes everything that waits
-for it, runs it in one transaction, and lets all of them go when that is on the disk: the more there is to do at
-once, the less each costs. Reads go to a second connection, which sees the last commit and waits for no writer.
+Group commit. A transaction costs an fsync, whatever it holds. So the writing thread takes everything that
+waits for it, runs it in one transaction, and lets all of them go when that is on the disk: the more there is
+to do at once, the less each costs. Reads go to a second connection, which sees the last commit and waits for
+no writer.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from tensorbus.bus.topics import matches
 from tensorbus.errors import StorageError, StorageFull, StoreVersion
-
-from ..topics import matches
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class Metadata:
 
     Args:
         path: the file; it is made if it is missing.
-        before_commit: called in the writing thread before every commit; the commit fails if it raises OSError.
+        before_commit: called in the writing thread before every commit, which fails if it raises OSError.
     """
 
     def __init__(self, path: Path, before_commit: Callable[[], None]) -> None:
@@ -158,12 +158,19 @@ class Metadata:
         self._waiting.put(_Change(operation, outcome))  # pyright: ignore[reportArgumentType] # Future is invariant
         return await asyncio.wrap_future(outcome)
 
+    def read_now(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """As ``read``, in the calling thread, while nobody else reads yet: for recovery. Blocks."""
+        try:
+            return query(self._read_connection)
+        except sqlite3.Error as problem:
+            raise as_storage_error(problem, self._path) from problem
+
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """The result of ``query``, which only reads. Raises StorageError."""
         if self._closed or self._reader is None:
             raise self._is_closed()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, query, self._read_connection)
+            return await asyncio.wrap_future(self._reader.submit(query, self._read_connection))
         except sqlite3.Error as problem:
             raise as_storage_error(problem, self._path) from problem
 
@@ -183,8 +190,8 @@ class Metadata:
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise StoreVersion(
-                    f"{self._path} was written by a newer release (format {version}, this one knows {VERSION}); "
-                    "use that release, or another data directory"
+                    f"{self._path} was written by a newer release (format {version}, this one knows "
+                    f"{VERSION}); use that release, or another data directory"
                 )
             connection.execute("PRAGMA journal_mode = WAL")
             if version == 0:

@@ -1,0 +1,1 @@
+"""The quantizers, one file each; the registry names them."""

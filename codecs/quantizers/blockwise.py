@@ -1,12 +1,12 @@
 """Blockwise quantisation: a few bits for each value, and one absmax for each block of them.
 
-    payload = codes of all values, then the absmax of all blocks (float32, unless the absmax format says otherwise)
+    payload = codes of all values, then the absmax of all blocks (one float32 each, or as the format says)
 
 A slice is worked on in cache-sized pieces: absmax of each block, values scaled into [-1, 1], codes of the
 scaled values; and back. What the codes are is up to a ``Code``, how absmax is written to an ``AbsmaxFormat``.
 
-The arithmetic follows bitsandbytes 0.50 on CPUs to the bit: a whole block is multiplied by the reciprocal of its
-absmax, a tail block is divided by it; an absmax below 1e-38 is taken for 1e-38, and stored so for a tail block.
+The arithmetic follows bitsandbytes 0.50 on CPUs to the bit: a whole block is multiplied by the reciprocal of
+its absmax, a tail block is divided by it; an absmax below 1e-38 is taken for 1e-38, and stored so for a tail.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
+from tensorbus.codecs.dtypes import DType
+from tensorbus.codecs.floats import QUANTISABLE, add_weighted, as_bytes, element_count, narrow, widen
+from tensorbus.codecs.scratch import pieces, scratch
 from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
-
-from ..base import Accumulator, Encoded, Quantizer
-from ..dtypes import DType
-from ..floats import QUANTISABLE, add_weighted, as_bytes, element_count, narrow, widen
-from ..scratch import pieces, scratch
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -141,9 +140,8 @@ class BlockwiseQuantizer(Quantizer):
         full = whole * self.block
         floor = np.maximum(absmax, SMALLEST_ABSMAX)
         rows = (whole, self.block)
-        np.multiply(
-            values[:full].reshape(rows), np.reciprocal(floor[:whole])[:, None], out=scaled[:full].reshape(rows)
-        )
+        factors = np.reciprocal(floor[:whole])[:, None]
+        np.multiply(values[:full].reshape(rows), factors, out=scaled[:full].reshape(rows))
         if full < values.size:
             absmax[whole] = floor[whole]
             np.divide(values[full:], floor[whole], out=scaled[full:])
@@ -159,9 +157,9 @@ class BlockwiseQuantizer(Quantizer):
         codes, stored = np.split(as_bytes(payload), [self.code.nbytes(count)])
         blocks = self._blocks(count)
         for start, stop in pieces(count):
-            values = self.code.decode(codes[self.code.nbytes(start) : self.code.nbytes(stop)], stop - start)
             first = start // self.block
             absmax = self.absmax_format.read(first, first + self._blocks(stop - start), blocks, stored)
+            values = self.code.decode(codes[self.code.nbytes(start) : self.code.nbytes(stop)], stop - start)
             whole = values.size // self.block
             full = whole * self.block
             rows = values[:full].reshape(whole, self.block)
@@ -170,4 +168,3 @@ class BlockwiseQuantizer(Quantizer):
                 if full < values.size:
                     np.multiply(values[full:], absmax[whole], out=values[full:])
             yield start, stop, values
-

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..scratch import scratch
+from tensorbus.codecs.scratch import scratch
+
 from .blockwise import Bytes, Floats
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -1,4 +1,4 @@
-"""``nf4``: four-bit NormalFloat of QLoRA (Dettmers et al., 2023, arXiv:2305.14314), layout of bitsandbytes."""
+"""``nf4``: four-bit NormalFloat of QLoRA (Dettmers et al. 2023, arXiv:2305.14314), as bitsandbytes has it."""
 
 from __future__ import annotations
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
+from tensorbus.codecs.dtypes import DType
+from tensorbus.codecs.floats import QUANTISABLE, FloatArray, add_weighted, as_bytes, widen
+from tensorbus.codecs.scratch import pieces, scratch
 from tensorbus.errors import PayloadMismatch, UnsupportedDtype
-
-from ..base import Accumulator, Encoded, Quantizer
-from ..dtypes import DType
-from ..floats import QUANTISABLE, FloatArray, add_weighted, as_bytes, widen
-from ..scratch import pieces, scratch
 
 _EXACT: dict[str, type[np.generic]] = {
     "float64": np.float64,

@@ -1,0 +1,1 @@
+"""The serializers, one file each; the registry names them."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeGuard, TypeVar, cast
+from typing import Generic, Protocol, TypeGuard, TypeVar
 
+from tensorbus.codecs.base import Sink
+from tensorbus.codecs.item import Item, ItemSpec, View
+from tensorbus.codecs.memory import ValueBuffer, value_item
+from tensorbus.codecs.names import check_item_name
+from tensorbus.codecs.sharing import Extent, check_view, find_views
 from tensorbus.errors import LimitExceeded, ManifestMismatch, TensorbusError, UnsupportedContainer
-
-from ..base import Sink
-from ..item import Item, ItemSpec, View
-from ..memory import ValueBuffer, value_item
-from ..names import check_item_name
-from ..sharing import Extent, check_view, find_views
 
 T = TypeVar("T")
 
@@ -94,18 +93,22 @@ class ArrayItem(Item, Generic[T]):
         self._array = array
         self._arrays = arrays
         self._staging = staging
-        self._direct: memoryview | None = None
-        self._opened = False
+        self._direct = arrays.direct(array)
+        self.stable = self._direct is not None
 
     def read(self, offset: int, count: int) -> memoryview:
-        if not self._opened:
-            self._direct, self._opened = self._arrays.direct(self._array), True
         size = self.spec.dtype.itemsize
         if self._direct is not None:
             return self._direct[offset * size : (offset + count) * size]
         staged = self._staging.take(count * size)
         self._arrays.gather(self._array, offset, staged)
         return staged
+
+    def read_into(self, offset: int, count: int, out: memoryview) -> None:
+        if self._direct is not None:
+            super().read_into(offset, count, out)
+        else:
+            self._arrays.gather(self._array, offset, out)
 
 
 def items_of(container: Mapping[object, object], arrays: Arrays[T]) -> list[Item]:
@@ -134,8 +137,8 @@ def items_of(container: Mapping[object, object], arrays: Arrays[T]) -> list[Item
             items.append(item)
         else:
             raise UnsupportedContainer(
-                f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}; an entry is a tensor, None, a bool, "
-                "int, float, text or bytes, and nested containers have to be flattened"
+                f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}; an entry is a tensor, "
+                "None, a bool, int, float, text or bytes, and nested containers have to be flattened"
             )
     return items
 
@@ -151,7 +154,9 @@ class _Arriving(Generic[T]):
 class MappingSink(Sink, Generic[T]):
     """Makes a dict of arriving items, in their order, or overwrites the arrays of an existing mapping."""
 
-    def __init__(self, arrays: Arrays[T], into: Mapping[str, object] | None, result: object | None = None) -> None:
+    def __init__(
+        self, arrays: Arrays[T], into: Mapping[str, object] | None, result: object | None = None
+    ) -> None:
         """``into``: the arrays to overwrite; ``result``: what ``finish`` then returns, if not ``into``."""
         self._arrays = arrays
         self._into = into
@@ -202,10 +207,13 @@ class MappingSink(Sink, Generic[T]):
         if self._into is None:
             return values
         if missing := [name for name in self._into if name not in values]:
-            raise ManifestMismatch(f"the message lacks {len(missing)} items of the container: {missing[0]!r}, ...")
+            raise ManifestMismatch(
+                f"the message lacks {len(missing)} items of the container: {missing[0]!r}, ..."
+            )
         if isinstance(self._into, MutableMapping):
-            into = cast(MutableMapping[str, object], self._into)
-            into.update({name: values[name] for name, one in self._arriving.items() if one.value is not None})
+            self._into.update(
+                {name: values[name] for name, one in self._arriving.items() if one.value is not None}
+            )
         return self._result
 
     def abort(self) -> None:
@@ -217,7 +225,9 @@ class MappingSink(Sink, Generic[T]):
         except TensorbusError:
             raise
         except (MemoryError, OverflowError, ValueError, RuntimeError) as error:
-            raise LimitExceeded(f"no room for {spec.name!r}, {spec.dtype} of shape {spec.shape}: {error}") from error
+            raise LimitExceeded(
+                f"no room for {spec.name!r}, {spec.dtype} of shape {spec.shape}: {error}"
+            ) from error
 
     def _existing(self, spec: ItemSpec, into: Mapping[str, object]) -> T:
         array = into.get(spec.name)
@@ -226,8 +236,8 @@ class MappingSink(Sink, Generic[T]):
         found = self._arrays.spec(spec.name, array)
         if (found.dtype, found.shape) != (spec.dtype, spec.shape):
             raise ManifestMismatch(
-                f"{spec.name!r} arrives as {spec.dtype} of shape {spec.shape}, but the container to load into has "
-                f"{found.dtype} of shape {found.shape}"
+                f"{spec.name!r} arrives as {spec.dtype} of shape {spec.shape}, but the container to load "
+                f"into has {found.dtype} of shape {found.shape}"
             )
         self._arrays.check_writable(array)
         return array
@@ -235,7 +245,9 @@ class MappingSink(Sink, Generic[T]):
     def _resolve(self, arriving: _Arriving[T], view: View) -> None:
         owner = self._arriving.get(view.of)
         if owner is None:
-            raise ManifestMismatch(f"{arriving.spec.name!r} is a view of {view.of!r}, which is not in the message")
+            raise ManifestMismatch(
+                f"{arriving.spec.name!r} is a view of {view.of!r}, which is not in the message"
+            )
         check_view(arriving.spec, owner.spec)
         assert owner.array is not None, "what is no view has an array"
         source = self._arrays.strided(owner.array, arriving.spec, view)

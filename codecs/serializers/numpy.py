@@ -6,27 +6,43 @@ bfloat16 and the 8-bit floats are known if the package ``ml_dtypes`` is installe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from tensorbus.codecs.base import Serializer, Sink
+from tensorbus.codecs.dtypes import DTYPES
+from tensorbus.codecs.item import Item, ItemSpec, View
+from tensorbus.codecs.ranges import blocks
+from tensorbus.codecs.sharing import Extent
 from tensorbus.errors import ManifestMismatch, UnsupportedContainer, UnsupportedDtype
 
-from ..base import Serializer, Sink
-from ..dtypes import DTYPES
-from ..item import Item, ItemSpec, View
-from ..ranges import blocks
-from ..sharing import Extent
 from .mapping import MappingSink, items_of
 
 Array = npt.NDArray[Any]
 
 _NATIVE = frozenset(
-    "float64 float32 float16 complex64 complex128 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+    [
+        "float64",
+        "float32",
+        "float16",
+        "complex64",
+        "complex128",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ]
 )
 _ML_DTYPES = frozenset(
-    "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
+    ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
 )
 
 
@@ -50,12 +66,16 @@ class NumpySerializer(Serializer):
 
     def items(self, container: object) -> Sequence[Item]:
         if not isinstance(container, Mapping):
-            raise UnsupportedContainer(f"a numpy container is a mapping, not a {type(container).__qualname__}")
+            raise UnsupportedContainer(
+                f"a numpy container is a mapping, not a {type(container).__qualname__}"
+            )
         return items_of(cast(Mapping[object, object], container), _ARRAYS)
 
     def sink(self, into: object | None = None) -> Sink:
         if into is not None and not isinstance(into, Mapping):
-            raise UnsupportedContainer(f"arrays are loaded into a mapping, not into a {type(into).__qualname__}")
+            raise UnsupportedContainer(
+                f"arrays are loaded into a mapping, not into a {type(into).__qualname__}"
+            )
         return MappingSink(_ARRAYS, cast("Mapping[str, object] | None", into))
 
 
@@ -78,12 +98,14 @@ class NumpyArrays:
         if isinstance(array, np.generic) or any(stride < 0 or stride % size for stride in array.strides):
             return None
         strides = tuple(stride // size for stride in array.strides)
-        return Extent(spec.name, array.dtype.str + array.dtype.name, array.ctypes.data, size, array.shape, strides)
+        return Extent(
+            spec.name, array.dtype.str + array.dtype.name, array.ctypes.data, size, array.shape, strides
+        )
 
     def direct(self, array: Array) -> memoryview | None:
         if isinstance(array, np.generic) or not array.flags.c_contiguous or not array.dtype.isnative:
             return None
-        return memoryview(_flat_bytes(array))
+        return np.asarray(array).reshape(-1).view(np.uint8).data
 
     def gather(self, array: Array, offset: int, out: memoryview) -> None:
         target = np.frombuffer(out, array.dtype.newbyteorder("="))
@@ -118,17 +140,13 @@ class NumpyArrays:
 _ARRAYS = NumpyArrays()
 
 
-def _flat_bytes(array: Array) -> npt.NDArray[np.uint8]:
-    return np.asarray(array).reshape(-1).view(np.uint8)
-
-
 def _numpy_dtype(spec: ItemSpec) -> np.dtype[Any]:
     name = spec.dtype.name
     if name in _NATIVE:
         return np.dtype(name)
     if name in _ML_DTYPES:
         try:
-            import ml_dtypes
+            ml_dtypes = import_module("ml_dtypes")
         except ImportError:
             raise UnsupportedDtype(
                 f"{spec.name!r} is {name}, which numpy lacks; install ml_dtypes, or load the message as torch"

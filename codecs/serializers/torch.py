@@ -1,7 +1,7 @@
 """``torch``: a Module or a state_dict.
 
-torch is imported when a container of torch comes up, never before. Values are handled as bits: a tensor's storage is
-seen as bytes, so that every dtype, whatever it can compute, passes unchanged.
+torch is imported when a container of torch comes up, never before. Values are handled as bits: a tensor's
+storage is seen as bytes, so that every dtype, whatever torch can compute with it, passes unchanged.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeGuard, cast
 
-import numpy as np
-
+from tensorbus.codecs.base import Serializer, Sink
+from tensorbus.codecs.dtypes import DTYPES
+from tensorbus.codecs.item import Item, ItemSpec, View
+from tensorbus.codecs.ranges import blocks
+from tensorbus.codecs.sharing import Extent
 from tensorbus.errors import ManifestMismatch, UnsupportedContainer, UnsupportedDtype
 
-from ..base import Serializer, Sink
-from ..dtypes import DTYPES
-from ..item import Item, ItemSpec, View
-from ..ranges import blocks
-from ..sharing import Extent
 from .mapping import MappingSink, items_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 
@@ -42,7 +42,8 @@ class TorchSerializer(Serializer):
         if torch is None:
             return False
         if isinstance(container, Mapping):
-            return any(isinstance(value, torch.Tensor) for value in cast(Mapping[object, object], container).values())
+            values = cast(Mapping[object, object], container).values()
+            return any(isinstance(value, torch.Tensor) for value in values)
         return isinstance(container, torch.nn.Module)
 
     def items(self, container: object) -> Sequence[Item]:
@@ -61,6 +62,7 @@ class TorchTensors:
         import torch
 
         self._torch = torch
+        self._no_dispatch: object = getattr(torch.Tensor, "__torch_dispatch__", None)
         self._bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
     def owns(self, value: object) -> TypeGuard[torch.Tensor]:
@@ -76,24 +78,25 @@ class TorchTensors:
     def _check_kind(self, name: str, array: torch.Tensor) -> None:
         torch = self._torch
         if array.layout != torch.strided or array.is_nested:
-            raise UnsupportedContainer(f"{name!r} is a {array.layout} or nested tensor; convert it with to_dense()")
+            raise UnsupportedContainer(
+                f"{name!r} is a {array.layout} or nested tensor; convert it to a dense one"
+            )
         if array.is_quantized:
             raise UnsupportedContainer(f"{name!r} is a torch-quantized tensor; convert it with dequantize()")
         if array.is_meta:
-            raise UnsupportedContainer(f"{name!r} is a meta tensor, which has no values; materialise it first")
-        if type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            raise UnsupportedContainer(f"{name!r} is a meta tensor, which has no values")
+        if getattr(type(array), "__torch_dispatch__", None) is not self._no_dispatch:
             raise UnsupportedContainer(
-                f"{name!r} is a {type(array).__qualname__}, a tensor subclass without storage of its own; convert it "
-                "to a plain tensor first"
+                f"{name!r} is a {type(array).__qualname__}, a tensor subclass that may have no storage "
+                "of its own; convert it to a plain tensor first"
             )
 
     def extent(self, spec: ItemSpec, array: torch.Tensor) -> Extent | None:
         if array.is_conj() or array.is_neg():
             return None
         memory = (str(array.dtype), str(array.device))
-        return Extent(
-            spec.name, memory, array.data_ptr(), array.element_size(), tuple(array.shape), tuple(array.stride())
-        )
+        strides = tuple(array.stride())
+        return Extent(spec.name, memory, array.data_ptr(), array.element_size(), spec.shape, strides)
 
     def direct(self, array: torch.Tensor) -> memoryview | None:
         if array.device.type != "cpu" or not array.is_contiguous() or array.is_conj() or array.is_neg():
@@ -101,8 +104,8 @@ class TorchTensors:
         storage = array.untyped_storage()
         nbytes = array.numel() * array.element_size()
         flat = self._torch.empty(0, dtype=self._torch.uint8)
-        flat.set_(storage, array.storage_offset() * array.element_size(), (nbytes,))
-        return memoryview(cast("np.ndarray[tuple[int], np.dtype[np.uint8]]", flat.numpy()))
+        flat.set_(storage, array.storage_offset() * array.element_size(), (nbytes,), (1,))
+        return cast("npt.NDArray[np.uint8]", flat.numpy()).data
 
     def gather(self, array: torch.Tensor, offset: int, out: memoryview) -> None:
         source = self._plain(array)
@@ -136,7 +139,7 @@ class TorchTensors:
         self._plain(target).copy_(self._plain(source))
 
     def check_writable(self, array: torch.Tensor) -> None:
-        if any(stride == 0 and extent > 1 for extent, stride in zip(array.shape, array.stride(), strict=True)):
+        if any(stride == 0 < extent - 1 for extent, stride in zip(array.shape, array.stride(), strict=True)):
             raise ManifestMismatch("a tensor to load into is expanded: several of its elements are one")
 
     def _plain(self, array: torch.Tensor) -> torch.Tensor:
@@ -159,4 +162,6 @@ def _state_dict(container: object) -> Mapping[str, object]:
     if isinstance(container, torch.nn.Module):
         # Read-only, since a value written into this dict would not reach the Module.
         return MappingProxyType(container.state_dict())
-    raise UnsupportedContainer(f"a torch container is a Module or a state_dict, not a {type(container).__qualname__}")
+    raise UnsupportedContainer(
+        f"torch containers are Modules and state_dicts, not {type(container).__qualname__}"
+    )

@@ -1,0 +1,225 @@
+"""Client: publish, subscribe, fetch. The library's face."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, cast
+
+from tensorbus.codecs.item import Item
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.streaming.headers import check_headers
+from tensorbus.streaming.sources import ItemSource, Source, open_source
+
+from .connection import ClientSettings, Connection, segment
+from .fields import Fields
+from .message import Message, describe
+from .messages import ConsumerConfig, ConsumerInfo, HeaderValue, MessageInfo, MessagePage, Start, TopicInfo
+from .progress import ProgressCallback, ProgressReporter
+from .publishing import Publication, Receipt
+from .subscription import Subscription
+from .topics import check_filter, check_key, check_message_id, check_topic
+
+PAGE = 100
+"""Messages asked for at a time by `Client.messages`."""
+
+
+class Client:
+    """A broker's client, for one event loop::
+
+        async with Client("http://127.0.0.1:8080") as bus:
+            receipt = await bus.publish("models.demo", model.state_dict(), codec="nf4")
+
+    Every call survives cut connections and a broker that restarts: it tries again until it has made no
+    progress for ``settings.retry_for`` seconds. There is no time-out for a transfer that goes on.
+
+    Args:
+        url: of the broker, ``http://host:port`` or ``https://…``.
+        token: sent as a bearer token.
+
+    Raises:
+        InvalidRequest: ``url`` is no such URL.
+    """
+
+    def __init__(self, url: str, token: str | None = None, settings: ClientSettings | None = None) -> None:
+        self._connection = Connection(url, token, settings or ClientSettings())
+
+    async def __aenter__(self) -> Self:
+        self._connection.check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Calls that are still running, and later ones, raise ClientClosed."""
+        await self._connection.aclose()
+
+    @property
+    def url(self) -> str:
+        """Where the broker is."""
+        return self._connection.url
+
+    # --- publish -----------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        topic: str,
+        container: object,
+        codec: Pipeline | str | Mapping[str, object] | None = None,
+        keep: Iterable[str] = (),
+        headers: Mapping[str, HeaderValue] | None = None,
+        key: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Receipt:
+        """Publish a container; returns when every frame has been verified and is on stable storage.
+
+        It is encoded frame by frame while it is sent, so that memory stays constant, and must not be
+        changed meanwhile. If the connection breaks, all of it is sent again under the same key.
+
+        Args:
+            topic: dot-separated tokens of letters, digits, ``_`` and ``-``.
+            container: a state_dict or Module of torch, a dict of numpy arrays, the path of a ``.safetensors``
+                file, bytes, a sequence of Items (which arrive as numpy arrays), or a Source.
+            codec: how numbers are encoded on the wire: None (exactly), ``"nf4"``, ``"nf4:blocksize=128"``,
+                the JSON form of a pipeline, or a Pipeline.
+            keep: patterns of item names that are sent exactly, such as ``"*norm*"``.
+            headers: up to 64 names to text, number, bool or None; 16 KiB in all.
+            key: idempotency key, 1 to 255 visible ASCII characters. A message whose key the topic holds
+                already is not sent; the receipt is then the stored one's, marked ``duplicate``.
+            progress: told of the progress after each megabyte or so.
+
+        Raises:
+            InvalidName, InvalidRequest, InvalidSpecification, LimitExceeded: an argument is malformed.
+            UnsupportedContainer, UnsupportedDtype, UnknownCodec: it cannot be encoded.
+            NonFiniteValues: a tensor to be quantised holds NaN or Inf; the error names it.
+            MessageAborted: the message was replaced by another upload of the same key.
+            StorageFull: the broker has no room.
+            BrokerUnavailable: the broker went away and did not come back in time.
+        """
+        self._connection.check_open()
+        check_topic(topic)
+        if key is not None:
+            check_key(key)
+        checked = check_headers(headers or {})
+        pipeline = Pipeline.parse(codec, keep)
+        source = await self._connection.in_thread(lambda: _source(container))
+        try:
+            publication = Publication(
+                self._connection, topic, source, pipeline, checked, key, ProgressReporter(progress)
+            )
+            return await publication.run()
+        finally:
+            if source is not container:
+                source.close()
+
+    # --- subscribe and fetch -----------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        filter: str,  # noqa: A002 - the word of the HTTP API and of the wire
+        consumer: str | None = None,
+        follow: bool = False,
+        start: Start = "all",
+        ack_wait: float = 30.0,
+        max_in_flight: int = 64,
+    ) -> Subscription:
+        """Deliveries of the messages whose topics match ``filter``; to be used with ``async with``.
+
+        Args:
+            filter: a topic in which ``*`` stands for one token and a last ``>`` for one or more.
+            consumer: name of a durable consumer, which remembers what it has dealt with and may have many
+                workers; None for one that is deleted when the block is left.
+            follow: also hand over messages that are still being published.
+            start: ``"all"`` from the first stored message on, ``"new"`` only those sealed from now on; for a
+                consumer that exists already, it changes nothing and has to be the same.
+            ack_wait: seconds after which a delivery that nobody holds any more is handed over again.
+            max_in_flight: deliveries that all workers of the consumer may hold at a time.
+
+        Raises:
+            InvalidName: the filter or the consumer's name is malformed.
+            Conflict: (on entering) the consumer exists with other settings.
+        """
+        self._connection.check_open()
+        config = ConsumerConfig(check_filter(filter), start, ack_wait, max_in_flight)
+        return Subscription(self._connection, config, consumer, follow)
+
+    async def fetch(self, message_id: str) -> Message:
+        """The message of this id, to be read; its values are not fetched yet.
+
+        Raises:
+            InvalidName: the id is not 32 hex digits.
+            NotFound: there is no such message.
+        """
+        info, manifest = await describe(self._connection, check_message_id(message_id))
+        return Message(self._connection, info, manifest)
+
+    # --- what is there -----------------------------------------------------------------------------
+
+    async def message(self, message_id: str) -> MessageInfo:
+        """What the broker says of a message. Raises as `fetch`."""
+        path = f"/v1/messages/{segment(check_message_id(message_id))}"
+        return MessageInfo.from_json(await self._connection.call("GET", path))
+
+    async def messages(
+        self,
+        filter: str = ">",  # noqa: A002 - as in subscribe
+        *,
+        after: int = 0,
+        newest_first: bool = False,
+    ) -> AsyncGenerator[MessageInfo]:
+        """The sealed messages whose topics match ``filter``, by position in the broker's log.
+
+        Args:
+            after: only those behind this position (before it, with ``newest_first``); 0 for all.
+        """
+        check_filter(filter)
+        position = after
+        while True:
+            params: dict[str, str | int] = {
+                "topic": filter,
+                "state": "sealed",
+                "limit": PAGE,
+                "order": "desc" if newest_first else "asc",
+            }
+            if position:
+                params["after"] = position
+            page = MessagePage.from_json(await self._connection.call("GET", "/v1/messages", params=params))
+            for info in page.messages:
+                yield info
+            if page.next is None:
+                return
+            position = page.next
+
+    async def delete(self, message_id: str) -> None:
+        """Remove a message and give its space back; an open one is aborted. Raises as `fetch`."""
+        await self._connection.call("DELETE", f"/v1/messages/{segment(check_message_id(message_id))}")
+
+    async def topics(self) -> list[TopicInfo]:
+        """The topics that hold messages."""
+        answer = await self._connection.call("GET", "/v1/topics")
+        return [TopicInfo.from_json(entry) for entry in Fields(answer, "topics").array("topics")]
+
+    async def consumers(self) -> list[ConsumerInfo]:
+        """The consumers and where they stand."""
+        answer = await self._connection.call("GET", "/v1/consumers")
+        return [ConsumerInfo.from_json(entry) for entry in Fields(answer, "consumers").array("consumers")]
+
+    async def delete_consumer(self, name: str) -> None:
+        """Forget a durable consumer.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        await self._connection.call("DELETE", f"/v1/consumers/{segment(name)}")
+
+
+def _source(container: object) -> Source:
+    given: object = container
+    if isinstance(container, (list, tuple)) and all(
+        isinstance(entry, Item) for entry in cast(Sequence[object], given)
+    ):
+        return ItemSource("numpy", cast(Sequence[Item], given))
+    return open_source(given)

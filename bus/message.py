@@ -1,0 +1,249 @@
+"""Message: one stored message as a client sees it, and the ways to read it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from importlib.util import find_spec
+from os import PathLike
+from typing import cast
+
+from tensorbus.codecs import registry
+from tensorbus.codecs.base import Serializer, Sink
+from tensorbus.codecs.item import ItemSpec
+from tensorbus.errors import NotFound
+from tensorbus.streaming.byte_files import BytesFileSink
+from tensorbus.streaming.container import SliceEvent
+from tensorbus.streaming.entries import parse_entry
+from tensorbus.streaming.headers import Envelope
+from tensorbus.streaming.raw import CONTAINER as BYTES
+from tensorbus.streaming.sinks import open_sink
+from tensorbus.streaming.sources import SAFETENSORS
+from tensorbus.streaming.specs import to_spec
+
+from .connection import Connection, segment
+from .downloads import Download
+from .fields import Fields
+from .item_sink import DecodedItem, ItemSink
+from .messages import HeaderValue, MessageInfo
+from .passes import ItemPass, MessagePass, Pass
+from .progress import ProgressCallback, ProgressReporter
+from .reading import Reading
+
+
+class Message:
+    """A message at the broker. Each reading method downloads what it needs, and resumes after a cut.
+
+    A message that is still open can be read as well: reading then follows it until it is sealed, and raises
+    MessageAborted if its publisher gives up.
+
+    Attributes:
+        info: everything the broker says about it.
+        manifest: its items in the container's order; of an open message, those declared so far.
+    """
+
+    def __init__(self, connection: Connection, info: MessageInfo, manifest: tuple[ItemSpec, ...]) -> None:
+        self.info = info
+        self.manifest = manifest
+        self._connection = connection
+
+    @property
+    def id(self) -> str:
+        """32 hex digits."""
+        return self.info.id
+
+    @property
+    def topic(self) -> str:
+        """Where it was published."""
+        return self.info.topic
+
+    @property
+    def headers(self) -> Mapping[str, HeaderValue]:
+        """The publisher's headers."""
+        return self.info.headers
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} of {self.topic}>"
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def items(self, progress: ProgressCallback | None = None) -> AsyncGenerator[DecodedItem]:
+        """The decoded items one at a time, in the original dtype and shape; only one is held in memory.
+
+        An item that is a view of another comes right after that one, and shares its storage.
+
+        Raises:
+            FrameError, ChecksumMismatch, CodecError, …: the message cannot be decoded.
+            MessageAborted, NotFound, BrokerUnavailable: it cannot be had.
+        """
+        sinks: list[ItemSink] = []
+
+        def make_sink(envelope: Envelope) -> Sink:
+            sinks.append(ItemSink(_serializer(envelope.container).sink))
+            return sinks[0]
+
+        async with aclosing(self._reading(make_sink, progress).slices()) as slices:
+            async for _ in slices:
+                while sinks[0].ready:
+                    yield sinks[0].ready.popleft()
+        for sink in sinks:
+            while sink.ready:
+                yield sink.ready.popleft()
+
+    async def slices(self, progress: ProgressCallback | None = None) -> AsyncGenerator[SliceEvent]:
+        """The slices as they came, verified but still encoded, for whoever folds them into something.
+
+        Each is valid until the next is asked for; ``event.quantizer`` decodes or accumulates its payload,
+        which belongs in a worker thread. Raises as `items`.
+        """
+        async with aclosing(self._reading(None, progress).slices()) as slices:
+            async for event in slices:
+                yield event
+
+    async def load(self, into: object | None = None, progress: ProgressCallback | None = None) -> object:
+        """The whole container at once.
+
+        Args:
+            into: a state_dict, Module or dict of arrays, whose tensors are overwritten in place; it is what
+                is returned. If reading fails half-way, its values are undefined.
+
+        Returns:
+            A container of the publisher's kind: a state_dict, a dict of numpy arrays, or bytes. A safetensors
+            file comes as a state_dict, or as numpy arrays where torch is not installed.
+
+        Raises:
+            ManifestMismatch: ``into`` has other names, shapes or dtypes.
+            As `items`.
+        """
+        return await self._reading(lambda envelope: open_sink(envelope, into), progress).run()
+
+    async def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        item: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Write the container to a safetensors file, or a byte string to a file as it is, without loading it.
+
+        The file appears when it is complete and on stable storage; if anything fails, ``path`` is as before.
+
+        Args:
+            item: write only the item of this name, and fetch nothing else.
+
+        Raises:
+            UnsupportedContainer: the container holds what a safetensors file cannot.
+            StorageError, StorageFull: the file cannot be written.
+            NotFound: there is no such item.
+            As `items`.
+        """
+        if item is not None:
+            await self._save_item(self._spec(item), path, progress)
+            return
+        await self._reading(
+            lambda envelope: _file_sink(envelope.container == BYTES, path, envelope), progress
+        ).run()
+
+    async def item(self, name: str, progress: ProgressCallback | None = None) -> DecodedItem:
+        """One decoded item; nothing else is fetched.
+
+        Raises:
+            NotFound: there is no such item.
+            As `items`.
+        """
+        spec = self._spec(name)
+        base = spec if spec.view is None else self._spec(spec.view.of)
+        sink = _serializer(self.info.container).sink()
+        for each in (base,) if spec.view is None else (base, spec):
+            sink.begin(each)
+        values = cast("Mapping[str, object]", await self._item_reading(base, sink, progress).run())
+        return DecodedItem(name, spec, values[name])
+
+    # --- how ---------------------------------------------------------------------------------------
+
+    def _reading(
+        self, make_sink: Callable[[Envelope], Sink] | None, progress: ProgressCallback | None
+    ) -> Reading:
+        info = self.info
+        size = info.bytes if info.state == "sealed" else info.wire_bytes
+        over = MessagePass(make_sink, size)
+        return self._over(over, None, progress, size, info.original_bytes)
+
+    def _item_reading(self, spec: ItemSpec, sink: Sink, progress: ProgressCallback | None) -> Reading:
+        return self._over(ItemPass(spec, sink), spec.name, progress, None, spec.nbytes)
+
+    def _over(
+        self,
+        over: Pass,
+        item: str | None,
+        progress: ProgressCallback | None,
+        total_on_wire: int | None,
+        total_original: int | None,
+    ) -> Reading:
+        download = Download(self._connection, self.info, item)
+        return Reading(
+            self._connection, download, over, ProgressReporter(progress), total_on_wire, total_original
+        )
+
+    async def _save_item(
+        self, spec: ItemSpec, path: str | PathLike[str], progress: ProgressCallback | None
+    ) -> None:
+        sink = _file_sink(spec.kind == "bytes", path)
+        if spec.view is None:
+            sink.begin(spec)
+            await self._item_reading(spec, sink, progress).run()
+            return
+        # A view has no frames of its own: it is cut out of the item in which it lies.
+        found = await self.item(spec.name, progress)
+        await self._connection.in_thread(lambda: _write(_serializer(self.info.container), found, sink))
+
+    def _spec(self, name: str) -> ItemSpec:
+        for spec in self.manifest:
+            if spec.name == name:
+                return spec
+        raise NotFound(f"message {self.id} has no item {name!r}")
+
+
+async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo, tuple[ItemSpec, ...]]:
+    """Ask the broker for a message and its manifest.
+
+    Raises:
+        NotFound: there is no such message.
+    """
+    answer = await connection.call("GET", f"/v1/messages/{segment(message_id)}")
+    manifest = Fields(answer, "message").array("manifest")
+    return MessageInfo.from_json(answer), tuple(
+        to_spec(parse_entry(Fields(entry, "manifest").document)) for entry in manifest
+    )
+
+
+def _serializer(container: str) -> Serializer:
+    """Makes tensors or arrays, one by one, of a container of this kind."""
+    if container == SAFETENSORS:
+        container = "torch" if find_spec("torch") else "numpy"
+    return registry.serializer("numpy" if container == BYTES else container)
+
+
+def _file_sink(as_bytes: bool, path: str | PathLike[str], envelope: Envelope | None = None) -> Sink:
+    if as_bytes:
+        return BytesFileSink(path)
+    from tensorbus.streaming.files import SafetensorsSink
+
+    return SafetensorsSink(path, {} if envelope is None else envelope.metadata)
+
+
+def _write(serializer: Serializer, found: DecodedItem, sink: Sink) -> None:
+    """Write one value that is in memory into a file."""
+    item = serializer.items({found.name: found.value})[0]
+    spec = item.spec
+    try:
+        sink.begin(spec)
+        step = max(1, (1 << 20) // max(1, spec.dtype.itemsize))
+        for offset in range(0, spec.count, step):
+            count = min(step, spec.count - offset)
+            item.read_into(offset, count, sink.buffer(spec, offset, count))
+            sink.commit(spec, offset, count)
+        sink.finish()
+    except BaseException:
+        sink.abort()
+        raise

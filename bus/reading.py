@@ -1,0 +1,104 @@
+"""Reading: a download on the event loop, and what becomes of its frames in a worker thread.
+
+Strategy. While the worker checks and decodes a piece, the connection reads the next into its bounded buffer;
+when that is full, the broker is made to wait (TCP). So two pieces and one decoded slice are all there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from functools import partial
+
+from tensorbus.streaming.container import SliceEvent
+from tensorbus.streaming.frames import Frame
+
+from .connection import Connection
+from .downloads import Download
+from .passes import Pass
+from .progress import Progress, ProgressReporter
+
+
+class Reading:
+    """One pass over a message or an item.
+
+    Args:
+        total_on_wire, total_original: what is to come in bytes, where it is known.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        download: Download,
+        over: Pass,
+        reporter: ProgressReporter,
+        total_on_wire: int | None,
+        total_original: int | None,
+    ) -> None:
+        self._connection = connection
+        self._download = download
+        self._pass = over
+        self._reporter = reporter
+        self._total_on_wire = total_on_wire
+        self._total_original = total_original
+        self._original = 0
+        self._item: str | None = None
+        download.complete = over.complete
+
+    async def run(self) -> object:
+        """Read to the end; what the pass made. If it fails or is cancelled, nothing is left behind."""
+        try:
+            async with aclosing(self._download.pieces()) as pieces:
+                async for piece in pieces:
+                    await self._connection.in_thread(partial(self._take_all, piece))
+                    await self._report()
+            made = await self._connection.in_thread(self._pass.finish)
+        except BaseException:
+            self._pass.abort()
+            raise
+        await self._reporter.finish()
+        return made
+
+    async def slices(self) -> AsyncGenerator[SliceEvent]:
+        """The slices one by one, each valid until the next is asked for."""
+        try:
+            async with aclosing(self._download.pieces()) as pieces:
+                async for piece in pieces:
+                    frames = self._download.parser.feed(piece)
+                    while (
+                        event := await self._connection.in_thread(partial(self._take_one, frames))
+                    ) is not None:
+                        yield event
+                    await self._report()
+            await self._connection.in_thread(self._pass.finish)
+        except BaseException:
+            self._pass.abort()
+            raise
+        await self._reporter.finish()
+
+    def _take_all(self, piece: bytes) -> None:
+        frames = self._download.parser.feed(piece)
+        while self._take_one(frames) is not None:
+            pass
+
+    def _take_one(self, frames: Iterator[Frame]) -> SliceEvent | None:
+        """Take frames up to the next slice; None when the piece is used up."""
+        for frame in frames:
+            event = self._pass.accept(frame)
+            self._download.complete = self._pass.complete
+            if event is not None:
+                self._original += event.count * event.spec.dtype.itemsize
+                self._item = event.spec.name
+                return event
+        return None
+
+    async def _report(self) -> None:
+        await self._reporter.report(
+            Progress(
+                self._download.parser.boundary,
+                self._total_on_wire,
+                self._original,
+                self._total_original,
+                self._item,
+            )
+        )

@@ -1,0 +1,85 @@
+"""Rounding to a 16-bit float: what ``fp16`` and ``bf16`` have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
+from tensorbus.codecs.dtypes import DType
+from tensorbus.codecs.floats import (
+    Bytes,
+    FloatArray,
+    add_weighted,
+    as_bytes,
+    element_count,
+    narrow,
+    require_finite,
+    widen,
+)
+from tensorbus.codecs.scratch import pieces, scratch
+from tensorbus.errors import PayloadMismatch
+
+
+class HalfQuantizer(Quantizer):
+    """Rounds to nearest, ties to even; values beyond the largest finite number are clipped to it and counted.
+
+    float64 is rounded to float32 on the way.
+    """
+
+    half: ClassVar[DType]
+    """The 16-bit dtype."""
+
+    largest: ClassVar[float]
+    """The largest finite number of that dtype."""
+
+    def config(self) -> dict[str, object]:
+        return {"name": self.name}
+
+    def accepts(self, dtype: DType) -> bool:
+        return dtype.name in ("float64", "float32")
+
+    def encoded_size(self, count: int, dtype: DType) -> int:
+        return 2 * count
+
+    def encode(self, source: memoryview, dtype: DType, out: memoryview) -> Encoded:
+        count = element_count(source, dtype)
+        original, payload = as_bytes(source), as_bytes(out)
+        clipped = 0
+        for start, stop in pieces(count):
+            piece = original[start * dtype.itemsize : stop * dtype.itemsize]
+            clipped += self._encode_piece(piece, dtype, payload[2 * start : 2 * stop])
+        return Encoded(2 * count, clipped)
+
+    def decode(self, payload: memoryview, dtype: DType, out: memoryview) -> None:
+        codes, target = self._codes(payload, element_count(out, dtype)), as_bytes(out)
+        for start, stop in pieces(codes.size // 2):
+            values = widen(codes[2 * start : 2 * stop], self.half)
+            narrow(values, dtype, target[start * dtype.itemsize : stop * dtype.itemsize])
+
+    def accumulate(self, payload: memoryview, dtype: DType, accumulator: Accumulator, weight: float) -> None:
+        codes = self._codes(payload, accumulator.size)
+        for start, stop in pieces(accumulator.size):
+            add_weighted(widen(codes[2 * start : 2 * stop], self.half), accumulator[start:stop], weight)
+
+    def _encode_piece(self, piece: Bytes, dtype: DType, out: Bytes) -> int:
+        values: FloatArray = piece.view(np.float64 if dtype.name == "float64" else np.float32)
+        # The two extremes show NaN, Inf and the need to clip, each in one pass.
+        extreme = max(float(np.max(values)), -float(np.min(values)))
+        if extreme <= self.largest:
+            narrow(widen(piece, dtype), self.half, out)
+            return 0
+        require_finite(values)
+        clipped = int(np.count_nonzero(np.abs(values) > self.largest))
+        within = scratch("wide", values.size, np.float32)
+        np.clip(values, -self.largest, self.largest, out=within, casting="same_kind")
+        narrow(within, self.half, out)
+        return clipped
+
+    def _codes(self, payload: memoryview, count: int) -> Bytes:
+        if payload.nbytes != 2 * count:
+            raise PayloadMismatch(
+                f"{self.name} payload of {payload.nbytes} bytes; {count} elements take {2 * count}"
+            )
+        return as_bytes(payload)

@@ -1,0 +1,153 @@
+"""A site of the demo: a fine-tuning script that takes part in a federation. It names no codec.
+
+    python -m tensorbus.demo.site --url http://127.0.0.1:8080 --job demo --site a \\
+        --model demo-output/model --share 0 --shares 2
+
+``take_part`` is the part to read; the rest is options. Events go to stdout, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tensorbus.aggregator.participant import Participant
+from tensorbus.bus.client import Client
+
+from .change import Base
+from .corpus import corpus_folder, read_topics, share_out
+from .events import SiteEvents
+from .memory import resident
+from .model import WEIGHTS, load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """Where a site finds its job, its model folder and its share of the text."""
+
+    url: str
+    job: str
+    site: str
+    model: Path
+    share: int
+    shares: int
+    steps: int
+    seed: int
+    weights: bool
+
+
+async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
+    """Train in every round of the job, then look at the final model."""
+    from .training import Trainer
+
+    with events.phase("load", 0):
+        model, tokenizer = load(settings.model, settings.seed)
+        share = share_out(read_topics(corpus_folder()), settings.shares)[settings.share]
+        trainer = Trainer(model, tokenizer, share, settings.seed * 1000 + settings.share)
+        base = None if settings.weights else Base(settings.model / WEIGHTS)
+        events.emit("share", topics=share.topics, dialogues=len(share.train), held_out=len(share.held_out))
+
+    down, up = events.progress("down"), events.progress("up")
+    async with Client(settings.url) as bus:
+        participant = Participant(bus, job=settings.job, site=settings.site, down=down, up=up)
+        waiting = events.begin("wait", 1)
+        async for task in participant.rounds():
+            events.end("wait", task.round, waiting)
+
+            with events.transfer("down", task.round) as transfer:
+                await task.load(into=model)
+                transfer.moved(task.model.info.bytes, task.model.info.original_bytes)
+            if base is not None:
+                base.add_to(model)
+
+            with events.phase("evaluate", task.round):
+                held_out, tokens = trainer.evaluate()
+                events.emit("evaluated", round=task.round, loss=held_out, tokens=tokens)
+            with events.phase("train", task.round):
+                told = step_teller(events, task.round, settings.steps)
+                loss, examples = trainer.train(settings.steps, told)
+                gc.collect()
+
+            if base is not None:
+                base.subtract_from(model)
+            with events.transfer("up", task.round) as transfer:
+                metrics = {"loss": loss, "held_out_loss": held_out}
+                receipt = await task.submit(model.state_dict(), num_examples=examples, metrics=metrics)
+                if receipt is not None:
+                    transfer.moved(receipt.bytes_on_wire, receipt.bytes_original)
+            waiting = events.begin("wait", task.round + 1)
+
+        final = participant.final
+        events.end("wait", final.round, waiting)
+        with events.transfer("down", final.round) as transfer:
+            await final.load(into=model, progress=down)
+            transfer.moved(final.info.bytes, final.info.original_bytes)
+        if base is not None:
+            base.add_to(model)
+        with events.phase("evaluate", final.round):
+            held_out, tokens = trainer.evaluate()
+            events.emit("evaluated", round=final.round, loss=held_out, tokens=tokens)
+    sizes = resident()
+    events.emit("final", digest=digest(model), peak=None if sizes is None else sizes[1])
+
+
+def step_teller(events: SiteEvents, number: int, steps: int) -> Callable[[int, float], None]:
+    """Tells of each step of round ``number``."""
+
+    def tell(step: int, loss: float) -> None:
+        events.emit("step", round=number, step=step, steps=steps, loss=loss)
+
+    return tell
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over all parameters: equal at two sites exactly when their models are."""
+    found = hashlib.sha256()
+    for parameter in model.parameters():
+        found.update(parameter.detach().numpy().data.cast("B"))
+    return found.hexdigest()
+
+
+@click.command()
+@click.option("--url", required=True, help="Address of the broker.")
+@click.option("--job", required=True)
+@click.option("--site", required=True, help="This site's name.")
+@click.option("--model", required=True, type=click.Path(exists=True, path_type=Path), help="Its folder.")
+@click.option("--share", required=True, type=int, help="Which share of the text is this site's, from 0 on.")
+@click.option("--shares", required=True, type=int, help="How many shares there are.")
+@click.option("--steps", default=6, show_default=True, help="Training steps a round.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", default=1, show_default=True, help="Threads to compute with.")
+@click.option("--weights", is_flag=True, help="Exchange weights rather than their change.")
+def main(
+    url: str,
+    job: str,
+    site: str,
+    model: Path,
+    share: int,
+    shares: int,
+    steps: int,
+    seed: int,
+    threads: int,
+    weights: bool,
+) -> None:
+    """Take part in a federated job as one site of the demo."""
+    import torch
+
+    torch.set_num_threads(threads)
+    settings = SiteSettings(url, job, site, model, share, shares, steps, seed, weights)
+    asyncio.run(take_part(settings, SiteEvents()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Which sink makes a container of an arriving message."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from tensorbus.codecs import registry
+from tensorbus.codecs.base import Sink
+from tensorbus.codecs.item import ItemSpec
+from tensorbus.codecs.memory import ValueBuffer
+from tensorbus.errors import UnsupportedContainer
+
+from .headers import Envelope
+from .raw import CONTAINER
+from .sources import SAFETENSORS
+
+
+def open_sink(envelope: Envelope, into: object | None = None) -> Sink:
+    """The sink for a message that is to be held in memory.
+
+    Without ``into`` the container is of the publisher's kind; a safetensors file becomes a state_dict of
+    torch, or of numpy where torch is not installed. With ``into`` its tensors are overwritten, whatever the
+    kind.
+
+    Raises:
+        UnknownCodec: no serializer for the publisher's kind is installed.
+        UnsupportedContainer: nothing can be loaded into ``into``.
+    """
+    if into is not None:
+        return registry.serializer_for(into).sink(into)
+    if envelope.container == CONTAINER:
+        return BytesSink()
+    if envelope.container == SAFETENSORS:
+        return registry.serializer("torch" if find_spec("torch") else "numpy").sink()
+    return registry.serializer(envelope.container).sink()
+
+
+class BytesSink(Sink):
+    """Gives back the one byte string of a message."""
+
+    def __init__(self) -> None:
+        self._buffer: ValueBuffer | None = None
+
+    def begin(self, spec: ItemSpec) -> None:
+        if spec.kind != "bytes" or self._buffer is not None:
+            raise UnsupportedContainer(f"the message is not one byte string: it holds {spec.name!r}")
+        self._buffer = ValueBuffer(spec)
+
+    def buffer(self, spec: ItemSpec, offset: int, count: int) -> memoryview:
+        assert self._buffer is not None, "begin comes first"
+        return self._buffer.bytes_at(offset, count)
+
+    def commit(self, spec: ItemSpec, offset: int, count: int) -> None:
+        """The bytes are where they belong already."""
+
+    def finish(self) -> object:
+        if self._buffer is None:
+            raise UnsupportedContainer("the message holds no byte string")
+        return self._buffer.value()
+
+    def abort(self) -> None:
+        self._buffer = None

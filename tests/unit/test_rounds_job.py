@@ -1,0 +1,144 @@
+"""JobSpec and the headers of a job's messages: what is let in, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from tensorbus.aggregator.headers import MAX_EXAMPLES, ModelHeaders, UpdateHeaders
+from tensorbus.aggregator.job import JobSpec, check_name, consumer_name, model_key, update_key
+from tensorbus.bus.messages import check_headers
+from tensorbus.bus.topics import check_consumer_name
+from tensorbus.errors import InvalidName, InvalidRequest, InvalidSpecification, TensorbusError
+
+SPEC: dict[str, Any] = {"job": "sft", "sites": 3, "rounds": 5, "quorum": 2, "deadline": 600}
+
+
+def test_a_specification_survives_the_way_through_a_header() -> None:
+    """What the aggregator decides is what a site reads, pipelines included."""
+    spec = JobSpec(**SPEC, down={"quantizer": {"name": "none"}, "keep": ["*norm*"]})
+    headers = check_headers(ModelHeaders(6, True, spec).to_headers())
+    assert ModelHeaders.parse("sft", headers) == ModelHeaders(6, True, spec)
+    assert JobSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"sites": 0}, "sites"),
+        ({"sites": True}, "sites"),
+        ({"rounds": 2.0}, "rounds"),
+        ({"quorum": 4}, "no round could close"),
+        ({"quorum": -1}, "quorum"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": math.nan}, "deadline"),
+        ({"deadline": math.inf}, "deadline"),
+        ({"deadline": "60"}, "deadline"),
+        ({"job": "a.b"}, "job"),
+        ({"job": "x" * 32}, "job"),
+        ({"down": {"quantizer": {"name": "no-such-codec"}}}, "no-such-codec"),
+        ({"up": {"codec": "nf4"}}, "codec"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_specification_that_could_not_work_is_refused_with_the_reason(
+    change: dict[str, object], why: str
+) -> None:
+    """It comes from another machine, so each entry is checked."""
+    with pytest.raises(TensorbusError, match=why):
+        JobSpec.from_json(SPEC | change)
+
+
+@pytest.mark.parametrize("value", ["{", "[]", "null", 5, None, json.dumps({"job": "sft"})])
+def test_what_is_no_specification_is_refused(value: object) -> None:
+    """Text that is no JSON, JSON that is no map, a map that lacks entries."""
+    with pytest.raises(InvalidSpecification):
+        JobSpec.from_json(value)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a b", "a\0", "é", "x" * 10_000, None, 7])
+def test_a_name_that_could_not_be_part_of_a_topic_or_consumer_is_refused(name: object) -> None:
+    """Job and site names end up in topics, keys and consumer names."""
+    with pytest.raises(InvalidName):
+        check_name(name, "site")
+
+
+def test_the_longest_names_make_a_legal_consumer() -> None:
+    """31 + 1 + 31 characters are within the broker's 64."""
+    assert check_consumer_name(consumer_name("j" * 31, "s" * 31))
+
+
+def test_keys_name_each_model_and_each_update_once() -> None:
+    """The idempotency keys of the whole federation."""
+    assert model_key("sft", 3) == "sft/model-3"
+    assert update_key("sft", 3, "a") == "sft/round-3/a"
+
+
+def headers(**change: object) -> dict[str, object]:
+    """Headers of a good update, but for the change."""
+    return {
+        "kind": "update",
+        "job": "sft",
+        "round": 1,
+        "site": "a",
+        "num_examples": 5,
+        "metrics": "{}",
+    } | change
+
+
+def test_an_update_survives_the_way_through_its_headers() -> None:
+    """Metrics too; a NaN arrives as NaN."""
+    sent = UpdateHeaders("a", 3, 812, {"loss": 1.5, "grad": math.nan})
+    got = UpdateHeaders.parse("sft", check_headers(sent.to_headers("sft")))
+    assert (got.site, got.number, got.num_examples, got.metrics["loss"]) == ("a", 3, 812, 1.5)
+    assert math.isnan(got.metrics["grad"])
+
+
+@pytest.mark.parametrize(
+    "count", [0, -1, math.nan, math.inf, -math.inf, 2 * MAX_EXAMPLES, 10**400, True, "5", None]
+)
+def test_num_examples_is_a_positive_finite_number_within_its_limit(count: object) -> None:
+    """One site's weight must not be able to spoil the mean of all."""
+    with pytest.raises(InvalidRequest, match="num_examples"):
+        UpdateHeaders.parse("sft", headers(num_examples=count))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "model"},
+        {"job": "other"},
+        {"round": 0},
+        {"round": True},
+        {"round": 1.5},
+        {"round": "1"},
+        {"site": "../b"},
+        {"site": None},
+        {"metrics": "{"},
+        {"metrics": "[]"},
+        {"metrics": 5},
+        {"metrics": '{"loss": "high"}'},
+        {"metrics": '{"loss": true}'},
+        {"metrics": '{"loss": 1e400}'},
+        {"metrics": json.dumps({"": 1})},
+        {"metrics": json.dumps({str(n): 1 for n in range(65)})},
+        {"metrics": "[" * 100_000},
+    ],
+)
+def test_update_headers_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
+    """Each is a TensorbusError with a reason, whatever was sent."""
+    with pytest.raises((InvalidRequest, InvalidName)):
+        UpdateHeaders.parse("sft", headers(**change))
+
+
+@pytest.mark.parametrize(
+    "change", [{"final": 1}, {"round": -1}, {"spec": "{"}, {"job": "b"}, {"kind": "update"}]
+)
+def test_model_headers_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
+    """A site does not train what it cannot place."""
+    good = ModelHeaders(1, False, JobSpec(**SPEC)).to_headers()
+    with pytest.raises((InvalidRequest, InvalidSpecification)):
+        ModelHeaders.parse("sft", good | change)
