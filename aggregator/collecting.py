@@ -132,17 +132,17 @@ class Collector:
     async def _refuse(self, delivery: Delivery, error: TensorbusError) -> None:
         """Refuse an update for good, and take what it left behind out of the sums.
 
-        Its message is deleted, so that its idempotency key is free for a better update of the same site.
+        Its message is deleted: that tells its site, if it should try again, that it was not counted.
         """
         reason = f"{error.slug}: {error}"
         log.warning("update %s refused: %s", delivery.id, reason)
-        site = str(delivery.headers.get("site"))[:64]
-        self.emit("refused", message=delivery.id, site=site, round=self.round.number, reason=reason)
         try:
             await delivery.term()
             await self.bus.delete(delivery.id)
         except (AlreadySettled, NotFound) as gone:
             log.info("refused update %s: %s", delivery.id, gone)
+        site = str(delivery.headers.get("site"))[:64]
+        self.emit("refused", message=delivery.id, site=site, round=self.round.number, reason=reason)
         if self.folder.dirty:
             await self._refold()
 

@@ -18,21 +18,24 @@ from tensorbus.errors import InvalidName, InvalidSpecification
 MAX_ROUNDS = 1_000_000
 MAX_SITES = 4_096
 MAX_DEADLINE = 366 * 86_400.0
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,31}")
+MAX_NAME = 31
+_NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", re.ASCII)
 
 
 def check_name(value: object, what: str) -> str:
-    """``value``, when it can name a job or a site: 1 to 31 of ``A-Za-z0-9_-``.
+    """``value``, when it can name a job or a site: 1 to 31 letters, digits, ``_`` and single hyphens within.
 
-    Two of them and a hyphen make a consumer's name, hence the 31.
+    Two of them, joined by a double hyphen, make the name of a consumer, unique and short enough.
 
     Raises:
         InvalidName: it cannot.
     """
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or len(value) > MAX_NAME or not _NAME.fullmatch(value):
         shown = repr(value)
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise InvalidName(f"{what} {shown} is not a name; use 1 to 31 letters, digits, '_' or '-'")
+        raise InvalidName(
+            f"{what} {shown} is no name; use 1 to 31 letters, digits, '_' and single '-' within"
+        )
     return value
 
 
@@ -128,11 +131,24 @@ def model_key(job: str, number: int) -> str:
     return f"{job}/model-{number}"
 
 
-def update_key(job: str, number: int, site: str) -> str:
-    """The idempotency key of a site's update in round ``number``."""
-    return f"{job}/round-{number}/{site}"
+def update_key(job: str, number: int, site: str, attempt: int = 1) -> str:
+    """The idempotency key of a site's update in round ``number``.
+
+    ``attempt`` counts from 1; a site whose update was refused may make another.
+    """
+    return f"{job}/round-{number}/{site}" + (f"/{attempt}" if attempt > 1 else "")
 
 
-def consumer_name(job: str, member: str) -> str:
-    """The consumer of a site, or of the aggregator (``aggregator``), of a job."""
-    return f"{job}-{member}"
+def site_consumer(job: str, site: str) -> str:
+    """The consumer of a site, on the job's models."""
+    return f"{job}--{site}"
+
+
+def updates_consumer(job: str) -> str:
+    """The aggregator's consumer on the job's updates; no site can be called so."""
+    return f"{job}--aggregator--updates"
+
+
+def seed_consumer(job: str) -> str:
+    """The aggregator's consumer while it waits for a first model."""
+    return f"{job}--aggregator--seed"

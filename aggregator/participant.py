@@ -27,7 +27,7 @@ from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import AlreadySettled, JobError, NotFound
 
 from .headers import UpdateHeaders
-from .job import JobSpec, check_name, consumer_name, model_topic, update_key, updates_topic
+from .job import JobSpec, check_name, model_topic, site_consumer, update_key, updates_topic
 from .models import GlobalModel, newest_model
 
 log = logging.getLogger("tensorbus.participant")
@@ -80,7 +80,8 @@ class Task:
         """Send this site's update; its receipt, once the broker has it on stable storage.
 
         It counts once however often it is submitted: a second one gets the first one's receipt, marked
-        ``duplicate``. None means that the round was over already and nothing was sent; go on with the next.
+        ``duplicate``, unless the aggregator has refused the first. None means that the round was over already
+        and nothing was sent; go on with the next.
 
         Args:
             container: what the model was: names, shapes and dtypes as loaded.
@@ -91,23 +92,28 @@ class Task:
             InvalidRequest: ``num_examples`` or a metric is not such a number.
             NonFiniteValues: the container holds NaN or Inf; the tensor is named.
         """
-        job = self.spec.job
+        bus, job = self.model.bus, self.spec.job
         told = {name: value if math.isfinite(value) else math.nan for name, value in (metrics or {}).items()}
         headers = UpdateHeaders(self.site, self.round, num_examples, told).to_headers(job)
-        newest = await newest_model(self.model.bus, job)
+        newest = await newest_model(bus, job)
         if newest is not None and newest.round > self.round:
             log.warning(
                 "round %d of job %s is over; the update of %s is not sent", self.round, job, self.site
             )
             return None
-        return await self.model.bus.publish(
-            updates_topic(job),
-            container,
-            codec=Pipeline.parse(self.spec.up),
-            headers=headers,
-            key=update_key(job, self.round, self.site),
-            progress=self.up,
-        )
+        attempt = 1
+        while True:
+            receipt = await bus.publish(
+                updates_topic(job),
+                container,
+                codec=Pipeline.parse(self.spec.up),
+                headers=headers,
+                key=update_key(job, self.round, self.site, attempt),
+                progress=self.up,
+            )
+            if not receipt.duplicate or await _is_stored(bus, receipt.id):
+                return receipt
+            attempt += 1  # the aggregator refused that one, and deleted it
 
 
 class Participant:
@@ -115,7 +121,7 @@ class Participant:
 
     Args:
         job: the job's name.
-        site: this site's name, unique within the job; 1 to 31 letters, digits, ``_`` or ``-``.
+        site: this site's name, unique within the job; see ``check_name``.
         down, up: called with the Progress of each download and upload.
 
     Raises:
@@ -158,7 +164,7 @@ class Participant:
             BrokerUnavailable: the broker went away and did not come back in time.
         """
         done = 0
-        consumer = consumer_name(self._job, self._site)
+        consumer = site_consumer(self._job, self._site)
         async with self._bus.subscribe(model_topic(self._job), consumer=consumer) as deliveries:
             while True:
                 model = await newest_model(self._bus, self._job)
@@ -183,8 +189,16 @@ class Participant:
 
     async def _answered(self, model: GlobalModel) -> bool:
         """Whether this site's update to ``model`` is sealed, so that training again would be for nothing."""
-        key = update_key(self._job, model.round, self._site)
         async for info in self._bus.messages(updates_topic(self._job), newest_first=True):
-            if info.key == key:
+            if (info.headers.get("round"), info.headers.get("site")) == (model.round, self._site):
                 return True
         return False
+
+
+async def _is_stored(bus: Client, message_id: str) -> bool:
+    """Whether the message is there; the broker remembers keys of messages that were refused and deleted."""
+    try:
+        await bus.message(message_id)
+    except NotFound:
+        return False
+    return True

@@ -25,7 +25,7 @@ from tensorbus.streaming.sources import ItemSource
 from .collecting import Collector
 from .events import Emitter, Event
 from .folding import Folder, FoldingInterrupted
-from .job import JobSpec, consumer_name, seed_topic, updates_topic
+from .job import JobSpec, seed_consumer, seed_topic, updates_consumer, updates_topic
 from .layout import Layout
 from .models import GlobalModel, newest_model
 from .publishing import Publisher
@@ -89,21 +89,22 @@ class Aggregator:
                 self._folder.close()
 
     async def _session(self) -> GlobalModel:
+        await self._forget_consumers()
         model = await newest_model(self._bus, self._spec.job)
         if model is None:
             model = await self._first()
         else:
             self._emit("resumed", round=model.round, final=model.final, message=model.info.id)
-        consumer = consumer_name(self._spec.job, "aggregator")
-        await self._forget(consumer)
         if not model.final:
             folder = self._folder_for(await self._bus.fetch(model.info.id))
             async with self._bus.subscribe(
-                updates_topic(self._spec.job), consumer=consumer, max_in_flight=2 * self._spec.sites + 16
+                updates_topic(self._spec.job),
+                consumer=updates_consumer(self._spec.job),
+                max_in_flight=2 * self._spec.sites + 16,
             ) as deliveries:
                 while not model.final:
                     model = await self._round(model, folder, deliveries)
-            await self._forget(consumer)
+        await self._forget_consumers()
         await self._publisher.clean_up(model)
         self._emit("done", round=model.round, message=model.info.id)
         return model
@@ -141,7 +142,7 @@ class Aggregator:
             return await self._publisher.publish(1, self._init)
         topic = seed_topic(self._spec.job)
         self._emit("waiting", topic=topic)
-        async with self._bus.subscribe(topic) as deliveries:
+        async with self._bus.subscribe(topic, consumer=seed_consumer(self._spec.job)) as deliveries:
             seed = await anext(deliveries)
             folder = self._folder_for(seed)
             await folder.reset()
@@ -159,8 +160,9 @@ class Aggregator:
             self._folder = Folder(self._make_reducer(layout))
         return self._folder
 
-    async def _forget(self, consumer: str) -> None:
-        try:
-            await self._bus.delete_consumer(consumer)
-        except NotFound:
-            pass  # it was not there
+    async def _forget_consumers(self) -> None:
+        for consumer in (updates_consumer(self._spec.job), seed_consumer(self._spec.job)):
+            try:
+                await self._bus.delete_consumer(consumer)
+            except NotFound:
+                pass  # it was not there

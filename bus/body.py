@@ -32,6 +32,7 @@ class Body(aiohttp.Payload):
         self._reporter = reporter
         self._transport: asyncio.WriteTransport | None = None
         self._steps = 0
+        self._settled = False
         self._next: asyncio.Task[Chunk | None] | None = None
         self.sent = 0
         self.failure: Exception | None = None
@@ -46,6 +47,7 @@ class Body(aiohttp.Payload):
 
     async def settle(self) -> None:
         """Wait until the worker no longer uses the source or the buffers."""
+        self._settled = True
         if self._next is not None:
             self._next.cancel()
             await asyncio.wait([self._next])
@@ -83,4 +85,6 @@ class Body(aiohttp.Payload):
             await self._reporter.report(chunk.progress)
 
     def _make_next(self) -> None:
+        if self._settled:
+            raise ConnectionResetError("the upload has been given up")
         self._next = asyncio.create_task(self._connection.in_thread(self._encoding.step))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tensorbus.streaming.channel import BufferPool
+from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerEncoder, EncodedFrame
 
 from .progress import Progress

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import sys
 from typing import Self
 
 from aiohttp import web
@@ -19,9 +22,11 @@ from .settings import ServerSettings
 
 log = logging.getLogger("tensorbus.server")
 
+BACKLOG = 512
+"""Connections that may wait to be accepted."""
 KEEPALIVE = 75.0
 """Seconds that an idle connection is kept, and that the head of a request may take."""
-LINGERING = 3.0
+LINGERING = 2.0
 """Seconds that the rest of a refused body is still read (and dropped), so that the sender sees the answer."""
 
 
@@ -85,13 +90,10 @@ class Server:
         )
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, settings.host, settings.port, backlog=512).start()
-        except OSError as error:
+            await web.SockSite(self._runner, listening_socket(settings), backlog=BACKLOG).start()
+        except BaseException:
             await self.close()
-            raise PortInUse(
-                f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-                "choose another with --port (0 lets the system choose)"
-            ) from error
+            raise
         log.info("listening on %s", self.url)
 
     async def close(self) -> None:
@@ -109,6 +111,27 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def listening_socket(settings: ServerSettings) -> socket.socket:
+    """A socket bound to the address of ``settings``; raises PortInUse."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
+        raise PortInUse(
+            f"cannot listen on {settings.host} port {settings.port}: {reason}; "
+            "choose another with --port (0 lets the system choose)"
+        ) from error
+    if sys.platform == "linux":
+        # Inherited by every connection: the kernel ends it when the peer takes nothing for so long. The
+        # sender of frames looks for itself; this is for the answers that aiohttp writes.
+        milliseconds = int(settings.idle_timeout * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listening
 
 
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:

@@ -8,7 +8,7 @@ import asyncio
 class Wakeup:
     """Counts changes of something and wakes those who wait for the next one; belongs to one event loop.
 
-    Look at ``version``, then at the thing, then wait for another version than the one seen: nothing is missed.
+    Look at ``version``, then at the thing, then wait for a version other than the one seen; none is missed.
     """
 
     def __init__(self) -> None:

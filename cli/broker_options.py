@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds without progress after which a command gives up: a person is waiting."""
 
 

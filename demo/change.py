@@ -1,10 +1,13 @@
 """Base: the pretrained weights, which every site has on disk, so that only the change from them need travel.
 
 Why: nf4 has 16 values for the weights of a block. A round of fine-tuning moves a weight by far less than the
-distance between two of them, so weights that are sent themselves come back as they were, and the round is lost.
+distance between two of them, so weights that are sent themselves come back as they were; the round is lost.
 The change from the pretrained weights, sent in nf4, loses a tenth of itself. The mean of the changes is the
 change of the mean, so the aggregator need not know which it is. ``docs/demo.md`` has figures.
 """
+
+# safetensors is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TextIO
@@ -49,7 +49,7 @@ class SiteEvents:
         self._stream.flush()
 
     @contextmanager
-    def phase(self, name: str, number: int) -> Iterator[None]:
+    def phase(self, name: str, number: int) -> Generator[None]:
         """Time one phase of round ``number``, 0 before the first; an error ends it without a word."""
         began = self.begin(name, number)
         yield
@@ -65,7 +65,7 @@ class SiteEvents:
         self.emit("phase_done", phase=name, round=number, seconds=self._clock() - began)
 
     @contextmanager
-    def transfer(self, direction: Direction, number: int) -> Iterator[Transfer]:
+    def transfer(self, direction: Direction, number: int) -> Generator[Transfer]:
         """Time one transfer of round ``number`` and measure how far the process grows in it."""
         done = Transfer()
         meter = PeakMeter()

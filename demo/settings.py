@@ -53,4 +53,5 @@ class DemoSettings:
 
     def to_json(self) -> dict[str, object]:
         """For the report; no paths, since it may be shown to others."""
-        return {name: value for name, value in asdict(self).items() if name not in ("output", "port", "keep_data")}
+        private = ("output", "port", "keep_data")
+        return {name: value for name, value in asdict(self).items() if name not in private}

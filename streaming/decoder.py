@@ -65,6 +65,7 @@ class ContainerDecoder:
         self._sink: Sink | None = None
         self._specs: list[ItemSpec] = []
         self._quantizers: list[Quantizer] = []
+        self._original = 0
         self._claimed = 0
 
     @property
@@ -113,6 +114,7 @@ class ContainerDecoder:
             with naming(spec.name):
                 self._quantizers.append(self._quantizer(spec))
             self._specs.append(spec)
+            self._original += 0 if spec.view else spec.nbytes
         self._check_size()
         if self._sink:
             for spec in self._specs[first:]:
@@ -129,10 +131,9 @@ class ContainerDecoder:
 
     def _check_size(self) -> None:
         envelope = self._checker.envelope
-        original = sum(spec.nbytes for spec in self._specs if not spec.view)
-        if envelope.original_bytes is not None and original > envelope.original_bytes:
+        if envelope.original_bytes is not None and self._original > envelope.original_bytes:
             raise ManifestMismatch(
-                f"the items take {original} bytes, the message announced {envelope.original_bytes}"
+                f"the items take {self._original} bytes, the message announced {envelope.original_bytes}"
             )
         for size in envelope.wire_bytes, self._size:
             if size is not None and self._claimed > size:

@@ -93,9 +93,18 @@ class Finishing:
 
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``; if the caller is cancelled, the work goes on without it."""
-        return await asyncio.shield(self.start(work))
+    async def run(self, work: Coroutine[Any, Any, T], unwanted: Callable[[T], object] | None = None) -> T:
+        """The result of ``work``; if the caller is cancelled, the work goes on without it.
+
+        ``unwanted`` then gets the result, to give back what it holds.
+        """
+        task = self.start(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if unwanted is not None:
+                task.add_done_callback(lambda done: _hand_over(done, unwanted))
+            raise
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin ``work`` without waiting for it."""

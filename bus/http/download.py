@@ -7,7 +7,7 @@ import logging
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from tensorbus.errors import Conflict, TensorbusError
+from tensorbus.errors import Conflict, TensorbusError, TransferStalled
 
 from ..messages import MessageInfo
 from ..readers import Reader
@@ -61,7 +61,7 @@ async def _send(
         await response.prepare(request)
         await response.write_eof()
         return response
-    async with await context(request).broker.open_reader(message_id, start, end) as reader:
+    async with await _open(request, message_id, start, end) as reader:
         await _transmit(request, response, reader)
     return response
 
@@ -81,9 +81,16 @@ async def follow(request: web.Request, info: MessageInfo) -> web.StreamResponse:
         await response.prepare(request)
         await response.write_eof()
         return response
-    async with await context(request).broker.open_reader(info.id) as reader:
+    async with await _open(request, info.id) as reader:
         await _transmit(request, response, reader)
     return response
+
+
+async def _open(request: web.Request, message_id: str, start: int = 0, end: int | None = None) -> Reader:
+    """A reader, which is closed even if the client leaves just while it is being opened."""
+    here = context(request)
+    opening = here.broker.open_reader(message_id, start, end)
+    return await here.finishing.run(opening, lambda reader: here.finishing.start(reader.aclose()))
 
 
 async def _transmit(request: web.Request, response: web.StreamResponse, reader: Reader) -> None:
@@ -95,10 +102,14 @@ async def _transmit(request: web.Request, response: web.StreamResponse, reader: 
         async with SocketSender(request, here.settings.idle_timeout, here.counters) as sender:
             try:
                 await _move(reader, sender, response.chunked)
-            except TensorbusError as error:
+            except (TensorbusError, OSError) as error:
                 # The head has gone out: there is no way to answer but to break off.
                 log.warning("download of %s broken off: %s", reader.info.id, error)
+                sender.cut(at_once=isinstance(error, TransferStalled))
+            except BaseException:
+                # Nor may the answer to an unexpected fault end up in the midst of the body.
                 sender.cut()
+                raise
 
 
 async def _move(reader: Reader, sender: SocketSender, chunked: bool) -> None:

@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from .context import context
 from .problems import Handler
@@ -59,6 +60,18 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class ShortRefusals(logging.Filter):
+    """A request that is no HTTP is the sender's fault: one line of the log, without a traceback of ours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            record.msg, record.args = "not HTTP, refused: %.200s", (error.message,)
+            record.exc_info = None
+        return True
+
+
 def configure_logs(*, as_json: bool, verbose: bool) -> None:
     """Send the process's log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
@@ -69,3 +82,4 @@ def configure_logs(*, as_json: bool, verbose: bool) -> None:
     # asyncio and aiohttp tell much at DEBUG that says nothing about this program.
     for name in ("asyncio", "aiohttp"):
         logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("aiohttp.server").addFilter(ShortRefusals())

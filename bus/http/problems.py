@@ -71,9 +71,10 @@ def _problem(request: web.Request, type_: str, title: str, status: int, detail: 
     }
     body = json.dumps(document).encode()
     response = web.Response(status=status, body=body, content_type=MEDIA_TYPE)
-    if not request.content.at_eof():
-        # A body is still on its way. The connection is closed after the answer; aiohttp goes on reading
-        # for its lingering time, so that the peer sees the answer rather than a reset.
+    if not request.content.at_eof() or status in (408, 413):
+        # A body is still on its way, or one of absurd length is announced. The connection is closed after the
+        # answer; aiohttp goes on reading for its lingering time, so that the peer sees the answer rather than
+        # a reset.
         response.force_close()
     return response
 

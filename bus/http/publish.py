@@ -42,11 +42,11 @@ async def publish(request: web.Request) -> web.Response:
             # A cancellation too (the publisher left): the upload's file and memory are given back at once.
             reason = str(error) or "the publisher left before the end of the message"
             log.info("upload %s given up: %s", started.id, reason)
-            await here.finishing.run(started.abort(reason))
+            await started.abort(reason)
             raise
-        # All is here, and whether the publisher still waits for the answer no longer matters. If it lost its
-        # connection, it will be told "duplicate" when it comes again with its key.
-        receipt = await here.finishing.run(started.seal())
+        # All is here; sealing is carried through even if this request is cancelled. If the publisher lost its
+        # connection meanwhile, it will be told "duplicate" when it comes again with its key.
+        receipt = await started.seal()
     return _answer(request, receipt)
 
 

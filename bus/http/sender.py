@@ -63,8 +63,13 @@ class SocketSender:
         if self._socket is not None:
             self._socket.close()
 
-    def cut(self) -> None:
-        """Break the connection, so that the reader cannot take what it has for the whole."""
+    def cut(self, *, at_once: bool = False) -> None:
+        """Break the connection, so that the reader cannot take what it has for the whole.
+
+        ``at_once`` drops what the kernel still holds for it, up to a few megabytes.
+        """
+        if at_once and self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport = self._request.transport
         if transport is not None:
             transport.abort()
@@ -145,8 +150,14 @@ class SocketSender:
             loop.remove_writer(descriptor)
 
     def _queued(self) -> int:
-        """Bytes in the kernel that the peer has not acknowledged (TIOCOUTQ, which Linux calls SIOCOUTQ)."""
-        answer = fcntl.ioctl(self._open().fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+        """Bytes in the kernel that the peer has not acknowledged (TIOCOUTQ, which Linux calls SIOCOUTQ).
+
+        Always 0 where the system does not tell it of sockets: then only room in the buffer is progress.
+        """
+        try:
+            answer = fcntl.ioctl(self._open().fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+        except OSError:
+            return 0
         return struct.unpack("i", answer)[0]
 
     def _open(self) -> socket.socket:

@@ -5,8 +5,8 @@
     DIR/frames/<id>.frames    the body of a message as it came
 
 When a message is listed its frames are on the disk: the uploader has synced the file, and the transaction
-that lists it syncs the folder before it commits. An upload leaves no row before that, so recovery is to remove
-the files that no row tells of.
+that lists it syncs the folder before it commits. An upload leaves no row before that, so recovery is to
+remove the files that no row tells of.
 """
 
 from __future__ import annotations

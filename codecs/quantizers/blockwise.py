@@ -53,7 +53,7 @@ class AbsmaxFormat(Protocol):
         ...
 
     def write(self, absmax: Floats, first: int, blocks: int, out: Bytes) -> None:
-        """Write the absmax of the blocks from ``first`` on, of ``blocks`` in all, to their place in ``out``."""
+        """Write the absmax of the blocks from ``first`` on, out of ``blocks``, to their place in ``out``."""
         ...
 
     def read(self, first: int, last: int, blocks: int, stored: Bytes) -> Floats:
@@ -112,8 +112,12 @@ class BlockwiseQuantizer(Quantizer):
         return Encoded(nbytes)
 
     def decode(self, payload: memoryview, dtype: DType, out: memoryview) -> None:
-        target = as_bytes(out)
-        for start, stop, values in self._decoded(payload, element_count(out, dtype), dtype):
+        target, count = as_bytes(out), element_count(out, dtype)
+        if dtype.name == "float32":
+            for _ in self._decoded(payload, count, dtype, target.view(np.float32)):
+                pass
+            return
+        for start, stop, values in self._decoded(payload, count, dtype):
             narrow(values, dtype, target[start * dtype.itemsize : stop * dtype.itemsize])
 
     def accumulate(self, payload: memoryview, dtype: DType, accumulator: Accumulator, weight: float) -> None:
@@ -147,8 +151,10 @@ class BlockwiseQuantizer(Quantizer):
             np.divide(values[full:], floor[whole], out=scaled[full:])
         return scaled, absmax
 
-    def _decoded(self, payload: memoryview, count: int, dtype: DType) -> Iterator[tuple[int, int, Floats]]:
-        """The decoded pieces (start, stop, values in a scratch)."""
+    def _decoded(
+        self, payload: memoryview, count: int, dtype: DType, target: Floats | None = None
+    ) -> Iterator[tuple[int, int, Floats]]:
+        """The decoded pieces (start, stop, values), written to ``target`` or, without it, to a scratch."""
         if payload.nbytes != self.encoded_size(count, dtype):
             raise PayloadMismatch(
                 f"{self.name} payload of {payload.nbytes} bytes; {count} elements take "
@@ -162,9 +168,10 @@ class BlockwiseQuantizer(Quantizer):
             values = self.code.decode(codes[self.code.nbytes(start) : self.code.nbytes(stop)], stop - start)
             whole = values.size // self.block
             full = whole * self.block
-            rows = values[:full].reshape(whole, self.block)
+            rows = (whole, self.block)
+            out = values if target is None else target[start:stop]
             with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(rows, absmax[:whole, None], out=rows)
+                np.multiply(values[:full].reshape(rows), absmax[:whole, None], out=out[:full].reshape(rows))
                 if full < values.size:
-                    np.multiply(values[full:], absmax[whole], out=values[full:])
-            yield start, stop, values
+                    np.multiply(values[full:], absmax[whole], out=out[full:])
+            yield start, stop, out

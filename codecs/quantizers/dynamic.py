@@ -1,9 +1,9 @@
 """The 8-bit dynamic map: 256 levels between -0.993 and 1, denser towards 0.
 
-A code has a sign, a unary decimal exponent of 0 to -6, and a linear fraction in the bits that are left (Dettmers,
-8-Bit Approximations for Parallelism in Deep Learning, arXiv:1511.04561). Levels and codes are those of
-bitsandbytes; the code of a value is that of the *nearest* level, ties to the lower one, whereas bitsandbytes on
-CPUs looks it up in 65,536 even steps.
+A code has a sign, a unary decimal exponent of 0 to -6, and a linear fraction in the bits that are left
+(Dettmers, 8-Bit Approximations for Parallelism in Deep Learning, arXiv:1511.04561). Levels and codes are
+those of bitsandbytes; the code of a value is that of the *nearest* level, ties to the lower one, whereas
+bitsandbytes on CPUs looks it up in 65,536 even steps.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def _linspace(count: int) -> Floats:
 class DynamicCode:
     """One byte for the nearest of the 256 levels."""
 
-    # Strategy. The upper 16 bits of a float32 (sign, exponent, 7 bits of mantissa) cut the numbers into cells so
-    # small that at most one midpoint between two levels lies in each. A table over the cells gives the
-    # lowest code in the cell and that midpoint (Inf where there is none): one comparison settles the code, exactly.
+    # Strategy. The upper 16 bits of a float32 (sign, exponent, 7 bits of mantissa) cut the numbers into cells
+    # so small that at most one midpoint between two levels lies in each. A table over the cells gives the
+    # lowest code in the cell and that midpoint (Inf where there is none): one comparison settles the code.
 
     def __init__(self) -> None:
         levels = dynamic_map()

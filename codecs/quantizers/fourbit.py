@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tensorbus.codecs.scratch import scratch
 
@@ -26,7 +27,7 @@ class FourBitCode:
         order = np.argsort(values, kind="stable")
         ranked = values[order]
         self._midpoints = (ranked[:-1] + ranked[1:]) / np.float32(2)
-        self._code_of_rank = None if (order == np.arange(16)).all() else order.astype(np.uint8)
+        self._byte_of_ranks = None if (order == np.arange(16)).all() else _byte_of_ranks(order)
         self._quads = _quads(values)
 
     def nbytes(self, count: int) -> int:
@@ -34,22 +35,24 @@ class FourBitCode:
 
     def encode(self, scaled: Floats, out: Bytes) -> None:
         count = scaled.size
-        codes = scratch("codes", count + count % 2, np.uint8)
-        ranks = codes[:count]
+        ranks = scratch("ranks", count + count % 2, np.uint8)
         above = scratch("above", count, np.bool_)
-        np.greater(scaled, self._midpoints[0], out=ranks.view(np.bool_))
+        np.greater(scaled, self._midpoints[0], out=ranks[:count].view(np.bool_))
         for midpoint in self._midpoints[1:]:
             np.greater(scaled, midpoint, out=above)
-            np.add(ranks, above.view(np.uint8), out=ranks)
-        codes[count:] = (self._midpoints < 0).sum()
-        if self._code_of_rank is not None:
-            codes = np.take(self._code_of_rank, codes)
-        # A pair of codes lies in a uint16 as first + 256 * second; times 0x1001, its high byte is
-        # 16 * first + second.
-        pairs = codes.view(np.uint16)
-        np.multiply(pairs, np.uint16(0x1001), out=pairs)
-        np.right_shift(pairs, 8, out=pairs)
-        np.copyto(out, pairs, casting="unsafe")
+            np.add(ranks[:count], above.view(np.uint8), out=ranks[:count])
+        ranks[count:] = np.count_nonzero(self._midpoints < 0)
+        # Two ranks lie in a uint16 as first + 256 * second.
+        pairs = ranks.view(np.uint16)
+        if self._byte_of_ranks is not None:
+            keys = scratch("keys", pairs.size, np.intp)
+            np.copyto(keys, pairs)
+            np.take(self._byte_of_ranks, keys, out=out, mode="clip")
+        else:
+            # The codes are the ranks: times 0x1001, the high byte of the pair is 16 * first + second.
+            np.multiply(pairs, np.uint16(0x1001), out=pairs)
+            np.right_shift(pairs, 8, out=pairs)
+            np.copyto(out, pairs, casting="unsafe")
 
     def decode(self, codes: Bytes, count: int) -> Floats:
         # One look-up for two bytes, which are four values: a table of 1 MiB.
@@ -62,6 +65,13 @@ class FourBitCode:
         values = scratch("values", 4 * pairs, np.float32)
         np.take(self._quads, keys, out=values.view(np.complex128), mode="clip")
         return values[:count]
+
+
+def _byte_of_ranks(code_of_rank: npt.NDArray[np.intp]) -> Bytes:
+    """The two codes, in one byte, of every pair of ranks."""
+    ranks = np.arange(16 * 256)
+    first, second = code_of_rank[ranks % 256 % 16], code_of_rank[ranks // 256]
+    return (16 * first + second).astype(np.uint8)
 
 
 def _quads(levels: Floats) -> np.ndarray[tuple[int], np.dtype[np.complex128]]:

@@ -64,7 +64,7 @@ class HalfQuantizer(Quantizer):
             add_weighted(widen(codes[2 * start : 2 * stop], self.half), accumulator[start:stop], weight)
 
     def _encode_piece(self, piece: Bytes, dtype: DType, out: Bytes) -> int:
-        values: FloatArray = piece.view(np.float64 if dtype.name == "float64" else np.float32)
+        values: FloatArray = piece.view(np.float64) if dtype.name == "float64" else piece.view(np.float32)
         # The two extremes show NaN, Inf and the need to clip, each in one pass.
         extreme = max(float(np.max(values)), -float(np.min(values)))
         if extreme <= self.largest:

@@ -26,11 +26,14 @@ LEVELS = (
 """Quantiles of the normal distribution, as bitsandbytes rounds them."""
 
 
+NF4_CODE = FourBitCode(LEVELS)
+
+
 class NF4(BlockwiseQuantizer):
     """Levels spaced for normally distributed values: 4 bits a value and 4 bytes a block of 64."""
 
     name = "nf4"
-    code = FourBitCode(LEVELS)
+    code = NF4_CODE
     blocksizes = BLOCKSIZES
 
     def __init__(self, blocksize: int = 64) -> None:

@@ -1,7 +1,7 @@
 """``nf4-dq``: nf4 whose absmax are themselves quantised to 8 bits, the double quantisation of QLoRA.
 
-    payload = codes as of nf4, then for each group of 256 blocks float32 mean, then for each group float32 absmax
-              of the differences from the mean, then for each block one code of the dynamic map
+    payload = codes as of nf4, then the mean absmax of each group of 256 blocks (float32), then the largest
+              difference from it in each group (float32), then a code of the dynamic map for each block
 
 bitsandbytes takes one mean for the whole tensor; a mean for each group makes every slice decode on its own.
 """
@@ -14,8 +14,7 @@ from tensorbus.codecs.scratch import scratch
 
 from .blockwise import SMALLEST_ABSMAX, BlockwiseQuantizer, Bytes, Floats
 from .dynamic import DYNAMIC
-from .fourbit import FourBitCode
-from .nf4 import LEVELS
+from .nf4 import NF4_CODE
 
 BLOCK = 64
 GROUP = 256
@@ -56,7 +55,7 @@ class NF4DQ(BlockwiseQuantizer):
     """4.127 bits a value: 12.90 % of float32, at the error of nf4."""
 
     name = "nf4-dq"
-    code = FourBitCode(LEVELS)
+    code = NF4_CODE
     absmax_format = DoubleQuantisedAbsmax()
     blocksizes = (BLOCK,)
 

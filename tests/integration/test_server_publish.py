@@ -357,10 +357,12 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def exchange(url: str, request: bytes) -> bytes:
-    """Send bytes and read until the server closes the connection."""
+    """Send bytes, and read the head of the answer and as much of its body as that says."""
     reader, writer = await connect(url)
     writer.write(request)
     try:
-        return await reader.read()
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Length: "))
+        return head + await reader.readexactly(int(length.split()[1]))
     finally:
         writer.close()

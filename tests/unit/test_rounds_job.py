@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from tensorbus.aggregator.headers import MAX_EXAMPLES, ModelHeaders, UpdateHeaders
-from tensorbus.aggregator.job import JobSpec, check_name, consumer_name, model_key, update_key
+from tensorbus.aggregator.job import (
+    JobSpec,
+    check_name,
+    model_key,
+    seed_consumer,
+    site_consumer,
+    update_key,
+    updates_consumer,
+)
 from tensorbus.bus.messages import check_headers
 from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import InvalidName, InvalidRequest, InvalidSpecification, TensorbusError
@@ -59,16 +67,23 @@ def test_what_is_no_specification_is_refused(value: object) -> None:
         JobSpec.from_json(value)
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a b", "a\0", "é", "x" * 10_000, None, 7])
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", "a b", "a\0", "é", "x" * 10_000, "-a", "a-", "a--b", "a\n", None, 7]
+)
 def test_a_name_that_could_not_be_part_of_a_topic_or_consumer_is_refused(name: object) -> None:
     """Job and site names end up in topics, keys and consumer names."""
     with pytest.raises(InvalidName):
         check_name(name, "site")
 
 
-def test_the_longest_names_make_a_legal_consumer() -> None:
-    """31 + 1 + 31 characters are within the broker's 64."""
-    assert check_consumer_name(consumer_name("j" * 31, "s" * 31))
+def test_the_longest_names_make_legal_consumers_that_no_other_site_or_job_has() -> None:
+    """31 + 2 + 31 characters are within the broker's 64."""
+    assert check_consumer_name(site_consumer("j" * 31, "s" * 31))
+    assert check_consumer_name(updates_consumer("j" * 31))
+    assert check_consumer_name(seed_consumer("j" * 31))
+    assert site_consumer("a-b", "c") != site_consumer("a", "b-c")
+    with pytest.raises(InvalidName):
+        check_name("aggregator--updates", "site")
 
 
 def test_keys_name_each_model_and_each_update_once() -> None:

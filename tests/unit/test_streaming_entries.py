@@ -37,7 +37,23 @@ def test_names_are_plain_text(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/../b", "../etc/passwd", "a\\..\\b", "./a", NUL, CONTROL, "a\nb", "\x7f", "\x85", "\ud800", "x" * 1025, "x" * 10_000],
+    [
+        "",
+        ".",
+        "..",
+        "a/../b",
+        "../etc/passwd",
+        "a\\..\\b",
+        "./a",
+        NUL,
+        CONTROL,
+        "a\nb",
+        "\x7f",
+        "\x85",
+        "\ud800",
+        "x" * 1025,
+        "x" * 10_000,
+    ],
 )
 def test_bad_names_are_refused(name: str) -> None:
     """Empty and endless names, control characters, half surrogates and path segments: refused on both sides."""
@@ -83,7 +99,9 @@ def test_bad_names_are_refused(name: str) -> None:
         ({"v": {"of": "b", "o": 0, "s": [2**64 - 1, 1]}}, LimitExceeded, "the limit is 9223372036854775807"),
     ],
 )
-def test_a_malformed_entry_is_refused(change: Mapping[str, object], error: type[TensorbusError], text: str) -> None:
+def test_a_malformed_entry_is_refused(
+    change: Mapping[str, object], error: type[TensorbusError], text: str
+) -> None:
     """Every field has a type and a limit, and the error names the item."""
     with pytest.raises(error, match=text):
         parse_entry(unpack(pack({**GOOD, **change})))
@@ -148,7 +166,11 @@ def test_arbitrary_bytes_are_a_map_or_an_error(data: bytes) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )

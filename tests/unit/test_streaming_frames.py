@@ -20,7 +20,15 @@ from tensorbus.errors import (
     TruncatedFrames,
     UnsupportedVersion,
 )
-from tensorbus.streaming.frames import PRELUDE, Frame, FrameLimits, FrameParser, Kind, encode_frame, encode_head
+from tensorbus.streaming.frames import (
+    PRELUDE,
+    Frame,
+    FrameLimits,
+    FrameParser,
+    Kind,
+    encode_frame,
+    encode_head,
+)
 from tensorbus.streaming.packing import pack
 
 Seen = tuple[Kind, dict[str, object], bytes, int, int]
@@ -65,17 +73,32 @@ CASES: dict[str, tuple[bytes, int, type[TensorbusError] | None, str]] = {
     "cut in the prelude": (OPEN + SLICE[:11], 1, TruncatedFrames, f"frame 2 at byte {len(OPEN)}: "),
     "cut in the header": (OPEN + SLICE[:22], 1, TruncatedFrames, "bytes of its head"),
     "cut in the payload": (OPEN + SLICE[:-1], 1, TruncatedFrames, "1279 of the 1280 bytes of its payload"),
-    "trailing garbage": (GOOD + b"garbage, more than a prelude", 5, FrameError, f"frame 6 at byte {len(GOOD)}"),
+    "trailing garbage": (
+        GOOD + b"garbage, more than a prelude",
+        5,
+        FrameError,
+        f"frame 6 at byte {len(GOOD)}",
+    ),
     "trailing zeros, fewer than a prelude": (GOOD + bytes(19), 5, TruncatedFrames, "frame 6"),
     "not frames at all": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 0, FrameError, "b'GET '"),
-    "a newer version": (OPEN + prelude(version=2), 1, UnsupportedVersion, f"at byte {len(OPEN)}: format version 2"),
+    "a newer version": (
+        OPEN + prelude(version=2),
+        1,
+        UnsupportedVersion,
+        f"at byte {len(OPEN)}: format version 2",
+    ),
     "an unknown kind": (prelude(kind=9), 0, UnsupportedVersion, "kind 9"),
     "kind zero": (prelude(kind=0), 0, UnsupportedVersion, "kind 0"),
     "unknown flags": (prelude(flags=0x8000), 0, UnsupportedVersion, "0x8000"),
     "an empty header": (prelude(header_len=0), 0, FrameError, "header is empty"),
     "a header of 4 GiB": (prelude(header_len=2**32 - 1), 0, LimitExceeded, "header of 4294967295 bytes"),
     "a payload of 4 GiB": (prelude(payload_len=2**32 - 1), 0, LimitExceeded, "payload of 4294967295 bytes"),
-    "a manifest frame of 2 MiB": (prelude(kind=2, payload_len=2 << 20), 0, LimitExceeded, "the limit is 1048576"),
+    "a manifest frame of 2 MiB": (
+        prelude(kind=2, payload_len=2 << 20),
+        0,
+        LimitExceeded,
+        "the limit is 1048576",
+    ),
     "a damaged payload": (OPEN + SLICE[:-1] + b"\0", 1, ChecksumMismatch, f"frame 2 at byte {len(OPEN)}"),
     "a damaged header": (SLICE[:25] + b"x" + SLICE[26:], 0, ChecksumMismatch, "CRC-32C"),
     "a damaged length": (OPEN[:12] + b"\1" + OPEN[13:] + b"?", 0, ChecksumMismatch, "frame 1"),
@@ -83,7 +106,12 @@ CASES: dict[str, tuple[bytes, int, type[TensorbusError] | None, str]] = {
     "a header that is no msgpack": (encode_head(Kind.SLICE, b"\xc1"), 0, FrameError, "not valid msgpack"),
     "a header that is cut short": (encode_head(Kind.SLICE, b"\x81\xa1a"), 0, FrameError, "cut short"),
     "a header with a tail": (encode_head(Kind.SLICE, pack({}) + b"\0"), 0, FrameError, "1 bytes follow"),
-    "a header with a repeated key": (encode_head(Kind.SLICE, b"\x82\xa1a\1\xa1a\2"), 0, FrameError, "repeats"),
+    "a header with a repeated key": (
+        encode_head(Kind.SLICE, b"\x82\xa1a\1\xa1a\2"),
+        0,
+        FrameError,
+        "repeats",
+    ),
     "a header with a number as key": (encode_head(Kind.SLICE, b"\x81\1\2"), 0, FrameError, "msgpack"),
     "a header with bytes as key": (encode_head(Kind.SLICE, b"\x81\xc4\1a\2"), 0, FrameError, "not text"),
     "a header with a timestamp": (
@@ -92,8 +120,18 @@ CASES: dict[str, tuple[bytes, int, type[TensorbusError] | None, str]] = {
         FrameError,
         "not valid msgpack",
     ),
-    "a header with an empty extension": (encode_head(Kind.SLICE, b"\x81\xa1a\xc7\0\5"), 0, FrameError, "extension"),
-    "a header with broken UTF-8": (encode_head(Kind.SLICE, b"\x81\xa1\xff\2"), 0, FrameError, "not valid msgpack"),
+    "a header with an empty extension": (
+        encode_head(Kind.SLICE, b"\x81\xa1a\xc7\0\5"),
+        0,
+        FrameError,
+        "extension",
+    ),
+    "a header with broken UTF-8": (
+        encode_head(Kind.SLICE, b"\x81\xa1\xff\2"),
+        0,
+        FrameError,
+        "not valid msgpack",
+    ),
 }
 
 
@@ -162,7 +200,13 @@ def test_any_flipped_bit_is_found(bit: int) -> None:
 def test_every_kind_of_buffer_is_taken() -> None:
     """bytes, bytearrays and memoryviews, read-only or not, whole or parts, give the same frames and checksums."""
     buffer = bytearray(b"--" + GOOD)
-    for data in (GOOD, bytearray(GOOD), memoryview(GOOD), memoryview(buffer)[2:], memoryview(buffer)[2:].toreadonly()):
+    for data in (
+        GOOD,
+        bytearray(GOOD),
+        memoryview(GOOD),
+        memoryview(buffer)[2:],
+        memoryview(buffer)[2:].toreadonly(),
+    ):
         parser = FrameParser()
         assert [(e.kind, bytes(e.payload)) for e in parser.feed(data)] == [
             (seen[0], seen[2]) for seen in parse([GOOD])[0]
@@ -211,7 +255,9 @@ def test_claims_take_no_memory() -> None:
     parser = FrameParser()
     assert list(parser.feed(prelude(header_len=len(pack({})), payload_len=16 << 20) + pack({}))) == []
     assert list(parser.feed(b"x" * 1000)) == []
-    assert sum(len(value) for value in vars(parser).values() if isinstance(value, memoryview | bytearray)) < 4000
+    assert (
+        sum(len(value) for value in vars(parser).values() if isinstance(value, memoryview | bytearray)) < 4000
+    )
 
 
 def test_limits_are_the_callers() -> None:
@@ -226,9 +272,9 @@ def test_limits_are_the_callers() -> None:
 def test_the_checksum_covers_prelude_header_and_payload() -> None:
     """The layout of docs/wire-format.md, spelled out byte by byte."""
     crc = google_crc32c.value(SLICE[:16] + SLICE[20:])
-    assert SLICE[:16] == b"TNSB\x01\x03\x00\x00" + (len(SLICE) - 20 - 1280).to_bytes(4, "little") + (1280).to_bytes(
-        4, "little"
-    )
+    assert SLICE[:16] == b"TNSB\x01\x03\x00\x00" + (len(SLICE) - 20 - 1280).to_bytes(4, "little") + (
+        1280
+    ).to_bytes(4, "little")
     assert SLICE[16:20] == crc.to_bytes(4, "little")
 
 
@@ -238,4 +284,7 @@ def test_frames_need_no_numpy_and_no_codecs() -> None:
         "import sys, tensorbus.streaming.sequence, tensorbus.streaming.raw;"
         "print([name for name in sys.modules if name.split('.')[0] in ('numpy', 'torch') or 'tensorbus.codecs' in name])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

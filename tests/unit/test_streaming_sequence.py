@@ -37,7 +37,11 @@ def entry(name: str, shape: list[object], dtype: str = "float32", **more: object
 
 
 def opening(**more: object) -> Draft:
-    return (Kind.OPEN, {"headers": {"round": 1}, "container": "torch", "pipeline": {}, "metadata": {}, **more}, b"")
+    return (
+        Kind.OPEN,
+        {"headers": {"round": 1}, "container": "torch", "pipeline": {}, "metadata": {}, **more},
+        b"",
+    )
 
 
 def manifest(*entries: Header, first: object = 0) -> Draft:
@@ -173,15 +177,27 @@ def test_an_intact_frame_of_another_message_is_noticed() -> None:
 A = entry("a", [4])
 BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
     "no open frame": (lambda: check_drafts([manifest(A)], 1), FrameSequenceError, "expected an open frame"),
-    "two open frames": (lambda: check_drafts([opening(), opening()]), FrameSequenceError, "open frame 2 .*open already"),
+    "two open frames": (
+        lambda: check_drafts([opening(), opening()]),
+        FrameSequenceError,
+        "open frame 2 .*open already",
+    ),
     "an open frame with a payload": (
         lambda: check_drafts([(Kind.OPEN, opening()[1], b"x")]),
         FrameError,
         "payload of 1 bytes",
     ),
-    "no container kind": (lambda: check_drafts([(Kind.OPEN, {"headers": {}}, b"")]), FrameError, "'container'"),
+    "no container kind": (
+        lambda: check_drafts([(Kind.OPEN, {"headers": {}}, b"")]),
+        FrameError,
+        "'container'",
+    ),
     "a list as message header": (lambda: check_drafts([opening(headers={"x": [1]})]), InvalidRequest, "'x'"),
-    "NaN as message header": (lambda: check_drafts([opening(headers={"x": float("nan")})]), FrameError, "'headers'"),
+    "NaN as message header": (
+        lambda: check_drafts([opening(headers={"x": float("nan")})]),
+        FrameError,
+        "'headers'",
+    ),
     "65 message headers": (
         lambda: check_drafts([opening(headers={str(n): n for n in range(65)})]),
         LimitExceeded,
@@ -192,8 +208,16 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         LimitExceeded,
         "17001 bytes",
     ),
-    "a pipeline that is no JSON": (lambda: check_drafts([opening(pipeline={"x": b"bytes"})]), FrameError, "'pipeline'"),
-    "a number as metadata": (lambda: check_drafts([opening(metadata={"format": 1})]), FrameError, "'metadata'"),
+    "a pipeline that is no JSON": (
+        lambda: check_drafts([opening(pipeline={"x": b"bytes"})]),
+        FrameError,
+        "'pipeline'",
+    ),
+    "a number as metadata": (
+        lambda: check_drafts([opening(metadata={"format": 1})]),
+        FrameError,
+        "'metadata'",
+    ),
     "a negative number of items": (lambda: check_drafts([opening(items=-1)]), FrameError, "'items'"),
     "2^63 items": (lambda: check_drafts([opening(items=2**63)]), LimitExceeded, "9223372036854775808"),
     "a million items": (lambda: check_drafts([opening(items=1_000_000)]), LimitExceeded, "1000000 items"),
@@ -207,8 +231,16 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         FrameSequenceError,
         "expected 10000",
     ),
-    "a manifest that skips": (lambda: check_drafts([opening(), manifest(A, first=1)], 1), FrameSequenceError, "expected 0"),
-    "a manifest without a place": (lambda: check_drafts([opening(), manifest(A, first=None)], 1), FrameSequenceError, "None"),
+    "a manifest that skips": (
+        lambda: check_drafts([opening(), manifest(A, first=1)], 1),
+        FrameSequenceError,
+        "expected 0",
+    ),
+    "a manifest without a place": (
+        lambda: check_drafts([opening(), manifest(A, first=None)], 1),
+        FrameSequenceError,
+        "None",
+    ),
     "more items than announced": (
         lambda: check_drafts([opening(items=1), manifest(A, entry("b", [1]))], 2),
         LimitExceeded,
@@ -224,8 +256,16 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         FrameSequenceError,
         "1 items, expected 2",
     ),
-    "a name declared twice": (lambda: check_drafts([opening(), manifest(A, A)], 2), InvalidName, "'a' is declared twice"),
-    "a slice of nothing": (lambda: check_drafts([opening(), piece(0, "a", 0, 4)]), FrameSequenceError, "'a', but all"),
+    "a name declared twice": (
+        lambda: check_drafts([opening(), manifest(A, A)], 2),
+        InvalidName,
+        "'a' is declared twice",
+    ),
+    "a slice of nothing": (
+        lambda: check_drafts([opening(), piece(0, "a", 0, 4)]),
+        FrameSequenceError,
+        "'a', but all",
+    ),
     "a slice of another item": (
         lambda: check_drafts([opening(), manifest(A, entry("b", [1])), piece(1, "b", 0, 1)], 2),
         FrameSequenceError,
@@ -271,7 +311,11 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         FrameError,
         "float 4.0",
     ),
-    "a boolean index": (lambda: check_drafts([opening(), manifest(A), piece(0, "a", 0, 4, i=False)], 1), FrameError, "bool"),
+    "a boolean index": (
+        lambda: check_drafts([opening(), manifest(A), piece(0, "a", 0, 4, i=False)], 1),
+        FrameError,
+        "bool",
+    ),
     "a slice of another dtype": (
         lambda: check_drafts([opening(), manifest(A), piece(0, "a", 0, 4, d="int32")], 1),
         FrameSequenceError,
@@ -299,25 +343,49 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
     ),
     "a view that reaches too far": (
         lambda: check_drafts(
-            [opening(items=2), manifest(A, entry("v", [2, 2], v={"of": "a", "o": 1, "s": [2, 1]})), piece(0, "a", 0, 4)], 2
+            [
+                opening(items=2),
+                manifest(A, entry("v", [2, 2], v={"of": "a", "o": 1, "s": [2, 1]})),
+                piece(0, "a", 0, 4),
+            ],
+            2,
         ),
         FrameSequenceError,
         "'v' reaches beyond 'a'",
     ),
     "a view with strides of 2^62": (
         lambda: check_drafts(
-            [opening(items=2), manifest(A, entry("v", [3], v={"of": "a", "o": 0, "s": [2**62]})), piece(0, "a", 0, 4)], 2
+            [
+                opening(items=2),
+                manifest(A, entry("v", [3], v={"of": "a", "o": 0, "s": [2**62]})),
+                piece(0, "a", 0, 4),
+            ],
+            2,
         ),
         FrameSequenceError,
         "reaches beyond",
     ),
     "a view of a view": (
-        lambda: check_drafts([opening(), manifest(*ENTRIES[:3], entry("w", [1], v={"of": "tied", "o": 0, "s": [1]})), *BODY[3:5]], 4),
+        lambda: check_drafts(
+            [
+                opening(),
+                manifest(*ENTRIES[:3], entry("w", [1], v={"of": "tied", "o": 0, "s": [1]})),
+                *BODY[3:5],
+            ],
+            4,
+        ),
         FrameSequenceError,
         "cannot be a view of 'tied'",
     ),
     "a view of another dtype": (
-        lambda: check_drafts([opening(), manifest(A, entry("v", [1], "int32", v={"of": "a", "o": 0, "s": [1]})), piece(0, "a", 0, 4)], 2),
+        lambda: check_drafts(
+            [
+                opening(),
+                manifest(A, entry("v", [1], "int32", v={"of": "a", "o": 0, "s": [1]})),
+                piece(0, "a", 0, 4),
+            ],
+            2,
+        ),
         FrameSequenceError,
         "cannot be a view",
     ),
@@ -326,7 +394,11 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         FrameSequenceError,
         "99 frames, expected 7",
     ),
-    "a wrong count of items": (lambda: check(b"".join(FRAMES[:-1]) + closing(BODY, 5)), FrameSequenceError, "5 items"),
+    "a wrong count of items": (
+        lambda: check(b"".join(FRAMES[:-1]) + closing(BODY, 5)),
+        FrameSequenceError,
+        "5 items",
+    ),
     "a wrong count of bytes": (
         lambda: check(b"".join(FRAMES[:-1]) + closing(BODY, 4, payload_bytes=1)),
         FrameSequenceError,
@@ -337,8 +409,16 @@ BAD: dict[str, tuple[Callable[[], object], type[TensorbusError], str]] = {
         ChecksumMismatch,
         "close frame 7 at byte",
     ),
-    "a short digest": (lambda: check(b"".join(FRAMES[:-1]) + closing(BODY, 4, digest=b"x")), FrameError, "'digest'"),
-    "a frame after the close frame": (lambda: check(b"".join([*FRAMES, FRAMES[0]])), FrameSequenceError, "nothing may follow"),
+    "a short digest": (
+        lambda: check(b"".join(FRAMES[:-1]) + closing(BODY, 4, digest=b"x")),
+        FrameError,
+        "'digest'",
+    ),
+    "a frame after the close frame": (
+        lambda: check(b"".join([*FRAMES, FRAMES[0]])),
+        FrameSequenceError,
+        "nothing may follow",
+    ),
     "a second message": (lambda: check(b"".join(FRAMES * 2)), FrameSequenceError, "frame 8 at byte"),
 }
 

@@ -1,0 +1,317 @@
+"""Connections break, brokers restart: the client goes on where it can, and says so where it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tensorbus.bus.client import Client
+from tensorbus.bus.connection import ClientSettings
+from tensorbus.bus.progress import Progress
+from tensorbus.bus.testing import running_broker
+from tensorbus.errors import BrokerUnavailable, ClientClosed, MessageAborted, NotFound, TensorbusError
+
+SETTINGS = ClientSettings(idle_timeout=5, retry_for=10, poll_wait=1)
+CONTAINER = {"w": np.random.default_rng(0).standard_normal((2000, 1500)).astype(np.float32)}
+SIZE = CONTAINER["w"].nbytes
+
+
+class CuttingProxy:
+    """A TCP proxy that cuts connections after so many bytes, and whose broker may change.
+
+    ``cuts_up`` and ``cuts_down`` are lists of byte counts: the first connection that carries so many bytes up
+    or down is cut there, then the next count is in force.
+    """
+
+    def __init__(self) -> None:
+        self.upstream = ""
+        self.cuts_up: list[int] = []
+        self.cuts_down: list[int] = []
+        self.carried_up = 0
+        self.carried_down = 0
+        self.connections = 0
+        self.url = ""
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def running(self, upstream: str) -> AsyncGenerator[CuttingProxy]:
+        self.upstream = upstream
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            self.cut_all()
+
+    def cut_all(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        host, port = self.upstream.removeprefix("http://").split(":")
+        try:
+            up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, up_writer}
+        self._writers |= pair
+        both = [
+            asyncio.create_task(self._carry(reader, up_writer, "up")),
+            asyncio.create_task(self._carry(up_reader, writer, "down")),
+        ]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in both:
+            task.cancel()
+        for each in pair:
+            each.transport.abort()
+        self._writers -= pair
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        cuts = self.cuts_up if way == "up" else self.cuts_down
+        carried = 0
+        try:
+            while data := await reader.read(65536):
+                cut = bool(cuts) and carried + len(data) >= cuts[0]
+                if cut:
+                    data = data[: cuts.pop(0) - carried]
+                carried += len(data)
+                if way == "up":
+                    self.carried_up += len(data)
+                else:
+                    self.carried_down += len(data)
+                writer.write(data)
+                await writer.drain()
+                if cut:
+                    return
+        except OSError:
+            pass
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path) -> AsyncGenerator[CuttingProxy]:
+    """A broker behind a proxy."""
+    async with running_broker(tmp_path / "data") as url, CuttingProxy().running(url) as running:
+        yield running
+
+
+def _equal(got: object) -> bool:
+    return np.array_equal(cast("dict[str, npt.NDArray[np.float32]]", got)["w"], CONTAINER["w"])
+
+
+async def test_a_cut_download_resumes(proxy: CuttingProxy) -> None:
+    """A download that is cut three times arrives whole, and no frame but the cut ones is sent twice."""
+    async with Client(proxy.upstream) as direct:
+        receipt = await direct.publish("models.cut", CONTAINER)
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        message = await bus.fetch(receipt.id)
+        proxy.cuts_down[:] = [5_000_000, 3_000_001, 17]
+        told: list[Progress] = []
+        assert _equal(await message.load(progress=told.append))
+    assert not proxy.cuts_down
+    assert proxy.carried_down < receipt.bytes_on_wire + 3 * (1 << 20) + 10_000
+    assert [one.bytes_on_wire for one in told] == sorted(one.bytes_on_wire for one in told)
+    assert told[-1] == Progress(receipt.bytes_on_wire, receipt.bytes_on_wire, SIZE, SIZE, None)
+
+
+async def test_a_cut_upload_is_sent_again(proxy: CuttingProxy) -> None:
+    """An upload that is cut twice is stored once, and its progress never goes back."""
+    proxy.cuts_up[:] = [4_000_000, 9_000_000]
+    told: list[Progress] = []
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        receipt = await bus.publish("models.cut", CONTAINER, progress=told.append)
+        assert not proxy.cuts_up
+        assert not receipt.duplicate
+        assert [info.id async for info in bus.messages()] == [receipt.id]
+        assert _equal(await (await bus.fetch(receipt.id)).load())
+    steps = [one.bytes_on_wire for one in told]
+    assert steps == sorted(steps)
+    assert told[-1] == Progress(receipt.bytes_on_wire, receipt.bytes_on_wire, SIZE, SIZE, None)
+
+
+async def test_a_lost_answer_does_not_store_the_message_twice(proxy: CuttingProxy) -> None:
+    """The broker sealed the message but its answer was lost: the retry finds it there and sends nothing."""
+    # Carries "100 Continue" (25 bytes) and cuts into the answer proper.
+    proxy.cuts_down[:] = [40]
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        receipt = await bus.publish("models.cut", CONTAINER)
+        assert not receipt.duplicate
+        assert [info.id async for info in bus.messages()] == [receipt.id]
+    assert proxy.carried_up < 1.5 * SIZE
+
+
+async def test_a_duplicate_key_costs_no_upload(proxy: CuttingProxy) -> None:
+    """The second publish under a key gets the first one's id, marked duplicate, before its body is sent."""
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        first = await bus.publish("models.cut", CONTAINER, key="round-1/a")
+        before = proxy.carried_up
+        second = await bus.publish("models.cut", CONTAINER, key="round-1/a")
+        assert (second.id, second.duplicate, first.duplicate) == (first.id, True, False)
+        assert proxy.carried_up - before < 10_000
+
+
+async def test_a_lost_ack_answer_is_no_error(proxy: CuttingProxy) -> None:
+    """The ack arrived but its answer was lost: asking again succeeds, and the message is not redelivered."""
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        await bus.publish("notes.cut", b"1")
+        async with bus.subscribe("notes.cut", "worker") as deliveries:
+            delivery = await deliveries.receive(timeout=5)
+            assert delivery is not None
+            proxy.cut_all()
+            proxy.cuts_down[:] = [5]
+            await delivery.ack()
+            assert not proxy.cuts_down
+            assert await deliveries.receive(timeout=0.2) is None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_a_restarted_broker_is_found_again(tmp_path: Path) -> None:
+    """Download, upload and subscription each survive a restart of the broker in their midst."""
+    proxy = CuttingProxy()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(AsyncExitStack())
+        url = await first.enter_async_context(running_broker(tmp_path / "data"))
+        await stack.enter_async_context(proxy.running(url))
+        bus = await stack.enter_async_context(Client(proxy.url, settings=SETTINGS))
+        restarts: list[asyncio.Task[None]] = []
+
+        async def restart() -> None:
+            nonlocal first
+            proxy.cut_all()
+            await first.aclose()
+            first = await stack.enter_async_context(AsyncExitStack())
+            proxy.upstream = await first.enter_async_context(running_broker(tmp_path / "data"))
+
+        def restart_at_half(progress: Progress) -> None:
+            if progress.bytes_on_wire > SIZE // 2 and not restarts:
+                restarts.append(asyncio.create_task(restart()))
+
+        receipt = await bus.publish("models.cut", CONTAINER, progress=restart_at_half)
+        await restarts.pop()
+        message = await bus.fetch(receipt.id)
+        assert _equal(await message.load(progress=restart_at_half))
+        await restarts.pop()
+        async with bus.subscribe("models.*", "worker") as deliveries:
+            restarting = asyncio.create_task(restart())
+            delivery = await deliveries.receive(timeout=10)
+            await restarting
+            assert delivery is not None
+            assert delivery.id == receipt.id
+            await delivery.ack()
+        assert [info.id async for info in bus.messages()] == [receipt.id]
+
+
+async def test_a_broker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """After ``retry_for`` without progress the call fails and says which broker did not answer."""
+    url = f"http://127.0.0.1:{_free_port()}"
+    async with Client(url, settings=ClientSettings(retry_for=0.3)) as bus:
+        with pytest.raises(BrokerUnavailable, match=url):
+            await bus.publish("models.cut", b"1")
+        with pytest.raises(BrokerUnavailable, match=url):
+            await bus.topics()
+
+
+async def test_a_silent_broker_is_not_waited_for_forever() -> None:
+    """A peer that accepts and then says nothing is given up after the idle time-out."""
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(url, settings=ClientSettings(idle_timeout=0.3, retry_for=0.0)) as bus:
+            with pytest.raises(TensorbusError, match=r"0\.3 s"):
+                await bus.publish("models.cut", b"1")
+            with pytest.raises(TensorbusError, match=r"0\.3 s"):
+                await bus.topics()
+
+
+async def test_a_closed_client_says_so(tmp_path: Path) -> None:
+    """Using a client after its block, or in a call that its closing interrupts, raises ClientClosed."""
+    async with running_broker(tmp_path / "data") as url:
+        async with Client(url) as bus:
+            waiting = asyncio.create_task(_receive(bus))
+            while not await bus.consumers():
+                await asyncio.sleep(0.01)
+        with pytest.raises(ClientClosed, match="closed"):
+            await waiting
+        with pytest.raises(ClientClosed, match="async with Client"):
+            await bus.publish("models.cut", b"1")
+        with pytest.raises(ClientClosed):
+            bus.subscribe(">")
+
+
+async def _receive(bus: Client) -> None:
+    async with bus.subscribe("nothing.here", "worker") as deliveries:
+        await deliveries.receive(timeout=30)
+
+
+async def test_a_publisher_that_stops_leaves_no_message(tmp_path: Path) -> None:
+    """A publish that is cancelled half-way stores nothing, and its follower hears that it was aborted."""
+    half = asyncio.Event()
+
+    async def stop_at(progress: Progress) -> None:
+        if progress.bytes_on_wire > SIZE // 2:
+            half.set()
+            await asyncio.Event().wait()
+
+    async with running_broker(tmp_path / "data") as url, Client(url, settings=SETTINGS) as bus:
+        async with bus.subscribe("models.cut", follow=True) as deliveries:
+            publishing = asyncio.create_task(bus.publish("models.cut", CONTAINER, progress=stop_at))
+            await half.wait()
+            delivery = await deliveries.receive(timeout=5)
+            assert delivery is not None
+            assert delivery.info.state == "open"
+            loading = asyncio.create_task(delivery.load())
+            publishing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await publishing
+            with pytest.raises(MessageAborted):
+                await loading
+        assert [info async for info in bus.messages()] == []
+        with pytest.raises(NotFound):
+            await bus.fetch(delivery.id)
+
+
+async def test_a_message_is_followed_while_it_is_published(tmp_path: Path) -> None:
+    """A follower has the first slices while the publisher has not yet sent the last."""
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_follower(progress: Progress) -> None:
+        if progress.bytes_on_wire > SIZE // 2:
+            arrived.set()
+            await go_on.wait()
+
+    async with (
+        running_broker(tmp_path / "data") as url,
+        Client(url, settings=SETTINGS) as bus,
+        bus.subscribe("models.cut", "follower", follow=True) as deliveries,
+    ):
+        publishing = asyncio.create_task(bus.publish("models.cut", CONTAINER, progress=wait_for_follower))
+        await arrived.wait()
+        delivery = await deliveries.receive(timeout=5)
+        assert delivery is not None
+        got = np.zeros(CONTAINER["w"].size, np.float32)
+        async for event in delivery.slices():
+            assert go_on.is_set() or not publishing.done()
+            event.quantizer.accumulate(
+                event.payload, event.spec.dtype, got[event.offset :][: event.count], 1.0
+            )
+            go_on.set()
+        receipt = await publishing
+        assert receipt.id == delivery.id
+        assert np.array_equal(got, CONTAINER["w"].ravel())
+        await delivery.ack()
+        assert await deliveries.receive(timeout=0.2) is None
