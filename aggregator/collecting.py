@@ -73,6 +73,9 @@ class Collector:
                 delivery = await deliveries.receive(timeout=self.round.patience(now))
             except NotFound:
                 raise JobError(f"another aggregator has taken over job {self.round.spec.job!r}") from None
+            except StoreDamaged as error:
+                log.error("an update cannot even be looked at: %s", error)
+                continue
             if delivery is not None:
                 await self._take(delivery)
 

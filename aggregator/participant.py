@@ -20,6 +20,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from tensorbus.bus.client import Client, Receipt
 from tensorbus.bus.progress import ProgressCallback
@@ -32,7 +33,7 @@ from .models import GlobalModel, newest_model
 
 log = logging.getLogger("tensorbus.participant")
 
-LOOK_AGAIN = 30.0
+LOOK_AGAIN = 10.0
 """Seconds after which the newest model is looked up although no delivery came: a second process of the same
 site may have taken it."""
 
@@ -93,8 +94,8 @@ class Task:
             NonFiniteValues: the container holds NaN or Inf; the tensor is named.
         """
         bus, job = self.model.bus, self.spec.job
-        told = {name: value if math.isfinite(value) else math.nan for name, value in (metrics or {}).items()}
-        headers = UpdateHeaders(self.site, self.round, num_examples, told).to_headers(job)
+        told = {name: _finite(_plain(value)) for name, value in (metrics or {}).items()}
+        headers = UpdateHeaders(self.site, self.round, _plain(num_examples), told).to_headers(job)
         newest = await newest_model(bus, job)
         if newest is not None and newest.round > self.round:
             log.warning(
@@ -193,6 +194,17 @@ class Participant:
             if (info.headers.get("round"), info.headers.get("site")) == (model.round, self._site):
                 return True
         return False
+
+
+def _plain(value: float) -> float:
+    """A number of numpy or torch as Python's own."""
+    item = getattr(value, "item", None)
+    return cast(float, item()) if callable(item) else value
+
+
+def _finite(value: float) -> float:
+    """An Inf is as telling as a NaN, and only one of them is needed."""
+    return math.nan if value in (math.inf, -math.inf) else value
 
 
 async def _is_stored(bus: Client, message_id: str) -> bool:

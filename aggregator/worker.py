@@ -147,7 +147,9 @@ class Aggregator:
             folder = self._folder_for(seed)
             await folder.reset()
             await folder.fold(seed, 1.0, lambda _: None)
-            return await self._publisher.publish(1, ItemSource(seed.info.container, await folder.result()))
+            model = await self._publisher.publish(1, ItemSource(seed.info.container, await folder.result()))
+        await self._forget_consumers()
+        return model
 
     def _folder_for(self, message: Message) -> Folder:
         """The job's folder, made once: its accumulator is the largest thing that this process holds."""

@@ -1,0 +1,1 @@
+"""The bus: broker, stores, HTTP server and client. Import the module that is meant."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -58,18 +60,10 @@ class Body(aiohttp.Payload):
         if self._transport is not None:
             # A drained writer then means an empty buffer: the payload's memory may be used again.
             self._transport.set_write_buffer_limits(high=0)
-        try:
-            await self._write_all(writer)
-        except OSError:
-            raise  # the connection's
-        except Exception as error:
-            self.failure = error
-            raise
-
-    async def _write_all(self, writer: AbstractStreamWriter) -> None:
         self._make_next()
         while self._next is not None:
-            chunk = await self._next
+            with self._on_this_side():
+                chunk = await self._next
             self._steps += 1
             if chunk is None:
                 return
@@ -82,7 +76,17 @@ class Body(aiohttp.Payload):
             await writer.drain()
             if chunk.frame is not None:
                 self._encoding.release(chunk.frame)
-            await self._reporter.report(chunk.progress)
+            with self._on_this_side():
+                await self._reporter.report(chunk.progress)
+
+    @contextmanager
+    def _on_this_side(self) -> Generator[None]:
+        """Remember what goes wrong within: aiohttp will report it as a broken connection."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
     def _make_next(self) -> None:
         if self._settled:

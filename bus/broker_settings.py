@@ -16,6 +16,7 @@ class BrokerSettings:
         max_open_messages: uploads at a time over all topics.
         max_consumers: durable consumers.
         batch_bytes: an upload collects at most this much before it goes to a worker thread.
+        gather_bytes: all uploads together collect about this much; beyond it, each waits for its own bytes.
         sync_bytes: an upload is written through to the disk in steps of this size while it arrives.
         chunk_bytes: the largest chunk that a reader yields, and so its buffer.
         io_threads: worker threads that write, check and read frame files.
@@ -25,6 +26,7 @@ class BrokerSettings:
     max_open_messages: int = 1024
     max_consumers: int = 10_000
     batch_bytes: int = MIB
+    gather_bytes: int = 32 * MIB
     sync_bytes: int = 32 * MIB
     chunk_bytes: int = MIB // 4
     io_threads: int = 4

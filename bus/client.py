@@ -153,8 +153,8 @@ class Client:
             InvalidName: the id is not 32 hex digits.
             NotFound: there is no such message.
         """
-        info, manifest = await describe(self._connection, check_message_id(message_id))
-        return Message(self._connection, info, manifest)
+        info, entries = await describe(self._connection, check_message_id(message_id))
+        return Message(self._connection, info, entries)
 
     # --- what is there -----------------------------------------------------------------------------
 

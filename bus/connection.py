@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +15,14 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from tensorbus.errors import BrokerUnavailable, ClientClosed, InvalidRequest, TensorbusError, TransferStalled
+from tensorbus.errors import (
+    BrokerUnavailable,
+    ClientClosed,
+    InvalidRequest,
+    LimitExceeded,
+    TensorbusError,
+    TransferStalled,
+)
 
 from .refusals import refusal
 from .retry import Retry
@@ -27,6 +35,9 @@ FRAMES = "application/vnd.tensorbus.frames"
 
 READ_BUFFER = 1 << 20
 """Bytes of a body that may wait in memory while the frames before them are decoded (twice that at most)."""
+
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON answer that is read: the manifest of the largest message, generously."""
 
 TRANSIENT = (BrokerUnavailable, TransferStalled)
 """What is worth another attempt."""
@@ -58,6 +69,8 @@ class Connection:
             base = URL(url)
         except (TypeError, ValueError):
             base = URL()
+        if base.user is not None or base.password is not None:
+            raise InvalidRequest("a broker's URL holds no user or password; give a token instead")
         if base.scheme not in ("http", "https") or not base.host:
             raise InvalidRequest(f"{url!r} is no broker URL; it should look like http://127.0.0.1:8080")
         self.settings = settings
@@ -167,9 +180,7 @@ class Connection:
             raise TransferStalled(f"the broker at {self._base} sent nothing for {read_timeout} s") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             self.check_open()
-            raise BrokerUnavailable(
-                f"no answer from the broker at {self._base}: {error or type(error).__name__}"
-            ) from error
+            raise BrokerUnavailable(f"no answer from the broker at {self._base}: {_reason(error)}") from error
 
     async def call(
         self,
@@ -199,8 +210,7 @@ class Connection:
                     document=document,
                     read_timeout=wait + self.settings.idle_timeout,
                 ) as response:
-                    body = await response.read()
-                return _json_object(body) if body else {}
+                    return await json_object(response)
             except TRANSIENT as error:
                 await attempts.after(error)
 
@@ -220,11 +230,28 @@ def segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _json_object(body: bytes) -> JsonObject:
+def _reason(error: Exception) -> str:
+    """Why a connection failed or broke, in the system's words where it has any."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or not number:
+        return str(cause) or type(cause).__name__
+    return os.strerror(number)
+
+
+async def json_object(response: aiohttp.ClientResponse) -> JsonObject:
+    """The JSON object in an answer; ``{}`` if it has no body."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise LimitExceeded(f"{response.url.path}: the answer takes more than {MAX_JSON_BYTES} bytes")
+    if not body:
+        return {}
     try:
         document: object = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise TensorbusError(f"the broker answered with no JSON object: {body[:200]!r}")
+        raise TensorbusError(f"the broker answered with no JSON object: {bytes(body[:200])!r}")
     return cast("JsonObject", document)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import AlreadySettled
+from tensorbus.streaming.entries import Entry
 
 from .connection import TRANSIENT, Connection, JsonObject, segment
 from .message import Message
@@ -33,10 +33,10 @@ class Delivery(Message):
         connection: Connection,
         given: DeliveryInfo,
         info: MessageInfo,
-        manifest: tuple[ItemSpec, ...],
+        entries: tuple[Entry, ...],
         on_settled: Callable[[str], None],
     ) -> None:
-        super().__init__(connection, info, manifest)
+        super().__init__(connection, info, entries)
         self.attempt = given.attempt
         self.settled: Settlement | None = None
         self._given = given

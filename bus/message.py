@@ -14,7 +14,7 @@ from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import NotFound
 from tensorbus.streaming.byte_files import BytesFileSink
 from tensorbus.streaming.container import SliceEvent
-from tensorbus.streaming.entries import parse_entry
+from tensorbus.streaming.entries import Entry, parse_entry
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.raw import CONTAINER as BYTES
 from tensorbus.streaming.sinks import open_sink
@@ -39,13 +39,25 @@ class Message:
 
     Attributes:
         info: everything the broker says about it.
-        manifest: its items in the container's order; of an open message, those declared so far.
+        entries: its manifest as it stands on the wire.
     """
 
-    def __init__(self, connection: Connection, info: MessageInfo, manifest: tuple[ItemSpec, ...]) -> None:
+    def __init__(self, connection: Connection, info: MessageInfo, entries: tuple[Entry, ...]) -> None:
         self.info = info
-        self.manifest = manifest
+        self.entries = entries
         self._connection = connection
+        self._manifest: tuple[ItemSpec, ...] | None = None
+
+    @property
+    def manifest(self) -> tuple[ItemSpec, ...]:
+        """Its items in the container's order; of an open message, those declared so far.
+
+        Raises:
+            UnsupportedDtype: this release does not know an item's dtype. The message can still be settled.
+        """
+        if self._manifest is None:
+            self._manifest = tuple(map(to_spec, self.entries))
+        return self._manifest
 
     @property
     def id(self) -> str:
@@ -204,7 +216,7 @@ class Message:
         raise NotFound(f"message {self.id} has no item {name!r}")
 
 
-async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo, tuple[ItemSpec, ...]]:
+async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo, tuple[Entry, ...]]:
     """Ask the broker for a message and its manifest.
 
     Raises:
@@ -212,9 +224,8 @@ async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo
     """
     answer = await connection.call("GET", f"/v1/messages/{segment(message_id)}")
     manifest = Fields(answer, "message").array("manifest")
-    return MessageInfo.from_json(answer), tuple(
-        to_spec(parse_entry(Fields(entry, "manifest").document)) for entry in manifest
-    )
+    entries = tuple(parse_entry(Fields(entry, "manifest").document) for entry in manifest)
+    return MessageInfo.from_json(answer), entries
 
 
 def _serializer(container: str) -> Serializer:

@@ -13,7 +13,7 @@ from tensorbus.streaming.sources import Source
 
 from . import messages
 from .body import Body
-from .connection import TRANSIENT, Connection, segment
+from .connection import TRANSIENT, Connection, json_object, segment
 from .encoding import Encoding
 from .messages import HeaderValue
 from .progress import ProgressReporter
@@ -110,7 +110,7 @@ class Publication:
                     data=body,
                 ) as response,
             ):
-                return messages.Receipt.from_json(await response.json())
+                return messages.Receipt.from_json(await json_object(response))
         except TensorbusError:
             # What went wrong on this side comes first: the connection broke because of it.
             if body.failure is not None:

@@ -80,7 +80,8 @@ class Server:
             build_app(self._broker, settings),
             # Cancels a handler when its client leaves: long polls, uploads and followers end at once.
             handler_cancellation=True,
-            shutdown_timeout=settings.shutdown_timeout,
+            # aiohttp waits this long for handlers to end, and once more for their requests to break off.
+            shutdown_timeout=settings.shutdown_timeout / 2,
             access_log=None,
             keepalive_timeout=KEEPALIVE,
             lingering_time=LINGERING,

@@ -27,8 +27,8 @@ class ServerSettings:
     """Longest time in seconds that a request for deliveries is held open."""
     shutdown_timeout: float = 5.0
     """Seconds that transfers in progress get to finish when the server is asked to stop."""
-    read_buffer_bytes: int = 128 * 1024
-    """Bytes of a body that may wait in memory for the store, for each upload; the same again in transit."""
+    read_buffer_bytes: int = 64 * 1024
+    """Bytes of a body that aiohttp reads ahead, for each upload that is small or of unknown length."""
 
     @property
     def is_loopback(self) -> bool:

@@ -1,4 +1,4 @@
-"""The one time-out of a transfer: nothing moved for a while."""
+"""The one time-out of an upload: nothing moved for a while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from tensorbus.errors import TransferStalled
 
 LOOKS = 4
-"""How often within the limit the transfer is looked at."""
+"""How often within the limit the upload is looked at."""
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ async def stalls_after(limit: float, position: Callable[[], object]) -> AsyncGen
     except TimeoutError:
         if not timer.expired():
             raise
-        raise TransferStalled(f"no byte moved for {limit:g} s") from None
+        raise TransferStalled(f"the upload stalled: no byte moved for {limit:g} s") from None
     finally:
         if handle is not None:
             handle.cancel()

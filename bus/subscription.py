@@ -129,9 +129,9 @@ class Subscription:
 
     async def _take(self, given: DeliveryInfo) -> Delivery | None:
         try:
-            info, manifest = await describe(self._connection, given.message.id)
+            info, entries = await describe(self._connection, given.message.id)
         except NotFound:
             return None  # deleted or given up by its publisher since it was handed over
-        delivery = Delivery(self._connection, given, info, manifest, self._heartbeat.release)
+        delivery = Delivery(self._connection, given, info, entries, self._heartbeat.release)
         self._heartbeat.hold(delivery)
         return delivery

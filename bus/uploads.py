@@ -3,15 +3,18 @@
 Strategy. ``write`` only puts chunks into a batch. While there is a batch, one worker thread at a time takes
 all of it, checks the frames in it, and appends it to the file; meanwhile the next batch gathers. So a slow
 upload is verified and visible at once, a fast one moves in large steps, and either holds two batches at most:
-when the second is full, ``write`` waits. While the bytes arrive, the file is synced in steps by another
-thread, one step at a time, so that the acknowledgement in the end waits for the last few megabytes only.
+when the second is full, ``write`` waits. When all uploads together gather too much, each waits for its own
+bytes, so that the broker's memory does not grow with their number.
+
+While the bytes arrive, the file is synced in steps by another thread, one step at a time, so that the
+acknowledgement in the end waits for the last few megabytes only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self
 
@@ -30,6 +33,13 @@ _CHUNK_OVERHEAD = 100
 """Bytes that a chunk costs beside its content, so that a batch of tiny chunks stays small as well."""
 
 
+@dataclass(slots=True)
+class Gathered:
+    """Bytes of all uploads that are not in the store yet."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class UploadHost:
     """What an upload needs of the broker.
@@ -37,6 +47,7 @@ class UploadHost:
     Attributes:
         changed: called when the message's envelope is known, when it was sealed and when it was aborted.
         followers: the deliveries of a message that were handed out while it was open.
+        gathered: shared by all uploads.
     """
 
     store: Store
@@ -45,6 +56,7 @@ class UploadHost:
     clock: Callable[[], float]
     changed: Callable[[OpenMessage], None]
     followers: Callable[[OpenMessage], Sequence[StoredDelivery]]
+    gathered: Gathered = field(default_factory=Gathered)
 
 
 class Upload:
@@ -122,12 +134,13 @@ class Upload:
             self._check()
         self._received += len(chunk)
         end = self._received
+        self._host.gathered.bytes += len(chunk)
         self._batch.append(chunk)
         self._batch_cost += len(chunk) + _CHUNK_OVERHEAD
         if self._drain_task is None or self._drain_task.done():
             self._drain_task = self._workers.start(self._drain())
         try:
-            if isinstance(chunk, bytes):
+            if isinstance(chunk, bytes) and self._host.gathered.bytes <= self._host.settings.gather_bytes:
                 await self._until(lambda: self._batch_cost < self._host.settings.batch_bytes)
             else:
                 await self._until(lambda: self._written >= end)
@@ -166,8 +179,11 @@ class Upload:
             while self._batch and not self.aborted:
                 batch, self._batch, self._batch_cost = self._batch, [], 0
                 self._progress.notify()
-                await self._workers.run(self._check_and_append, batch)
                 size = sum(map(len, batch))
+                try:
+                    await self._workers.run(self._check_and_append, batch)
+                finally:
+                    self._host.gathered.bytes -= size
                 self._written += size
                 if not self.aborted:
                     self._show()
@@ -276,6 +292,7 @@ class Upload:
         """Give up, whatever phase this is in; the file goes as soon as no thread uses it."""
         if self._failure is None:
             self._failure = problem
+            self._host.gathered.bytes -= sum(map(len, self._batch))
             self._batch = []
             self.message.abort(str(problem))
             self._progress.notify()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,8 +40,13 @@ def with_client(url: str, token: str | None, work: Callable[[Client], Awaitable[
     from tensorbus.bus.client import Client
     from tensorbus.bus.connection import ClientSettings
 
-    async def run() -> T:
+    from .allocator import keep_large_buffers
+    from .loops import run
+
+    keep_large_buffers()
+
+    async def talk() -> T:
         async with Client(url, token=token, settings=ClientSettings(retry_for=PATIENCE)) as bus:
             return await work(bus)
 
-    return asyncio.run(run())
+    return run(talk())

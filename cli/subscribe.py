@@ -15,6 +15,7 @@ from .transfer_bar import TransferBar
 if TYPE_CHECKING:
     from tensorbus.bus.client import Client
     from tensorbus.bus.delivery import Delivery
+    from tensorbus.bus.messages import MessageInfo
 
 
 @click.command("subscribe")
@@ -67,7 +68,10 @@ def command(
         ) as deliveries:
             async for delivery in deliveries:
                 path = await _take(delivery, save_dir)
-                _show(delivery, path, as_json)
+                # Of a message that was still open when it came, only now everything is known.
+                sealed = delivery.info.state == "sealed"
+                info = delivery.info if sealed else await bus.message(delivery.id)
+                _show(delivery, info, path, as_json)
                 await delivery.ack()
                 taken += 1
                 if taken == count:
@@ -92,16 +96,11 @@ async def _take(delivery: Delivery, save_dir: Path | None) -> Path | None:
         return None
 
 
-def _show(delivery: Delivery, path: Path | None, as_json: bool) -> None:
+def _show(delivery: Delivery, info: MessageInfo, path: Path | None, as_json: bool) -> None:
     if as_json:
-        print_json(
-            {
-                **delivery.info.to_json(),
-                "attempt": delivery.attempt,
-                "path": None if path is None else str(path),
-            }
-        )
+        where = None if path is None else str(path)
+        print_json({**info.to_json(), "attempt": delivery.attempt, "path": where})
         return
-    headers = json.dumps(dict(delivery.headers), ensure_ascii=False)
+    headers = json.dumps(dict(info.headers), ensure_ascii=False)
     where = "" if path is None else f"  → {path}"
-    click.echo(f"{delivery.id}  {delivery.topic}  {size(delivery.info.bytes)}  {headers}{where}")
+    click.echo(f"{info.id}  {info.topic}  {size(info.bytes)}  {headers}{where}")

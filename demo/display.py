@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -56,14 +55,14 @@ class JsonView(_Open):
 
     def __init__(self, scores: Scoreboard) -> None:
         self._scores = scores
-        self._spoke = time.monotonic()
+        self._spoke = scores.elapsed
 
     def event(self, process: str, event: Event) -> None:
-        self._spoke = time.monotonic()
+        self._spoke = self._scores.elapsed
         print(json.dumps({"process": process, **event}), flush=True)
 
     def tick(self) -> None:
-        if time.monotonic() - self._spoke > SILENCE:
+        if self._scores.elapsed - self._spoke > SILENCE:
             doing = {process: doing.what for process, doing in self._scores.doing.items()}
             self.event("demo", {"event": "heartbeat", "seconds": self._scores.elapsed, "doing": doing})
 
@@ -74,7 +73,7 @@ class LineView(_Open):
     def __init__(self, scores: Scoreboard, console: Console) -> None:
         self._scores = scores
         self._console = console
-        self._spoke = time.monotonic()
+        self._spoke = scores.elapsed
 
     def event(self, process: str, event: Event) -> None:
         sentence = sentence_of(event)
@@ -82,13 +81,12 @@ class LineView(_Open):
             self._say(process, sentence)
 
     def tick(self) -> None:
-        if time.monotonic() - self._spoke > SILENCE:
-            for process, doing in self._scores.doing.items():
-                if process != BROKER:
-                    self._say(process, f"… {words(doing)}")
+        if self._scores.elapsed - self._spoke > SILENCE:
+            doing = [f"{name}: {words(now)}" for name, now in self._scores.doing.items() if name != BROKER]
+            self._say("…", "; ".join(doing) or "starting")
 
     def _say(self, process: str, sentence: str) -> None:
-        self._spoke = time.monotonic()
+        self._spoke = self._scores.elapsed
         line = f"{self._scores.elapsed:6.1f} s  {process:<11}{sentence}"
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -98,7 +96,8 @@ class LiveView:
 
     def __init__(self, scores: Scoreboard, console: Console) -> None:
         self._scores = scores
-        self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=5, transient=True)
+        # Refreshed by tick(), not by a thread of its own, under which the scoreboard would change.
+        self._live = Live(console=console, get_renderable=self._picture, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -110,10 +109,11 @@ class LiveView:
         self._live.stop()
 
     def event(self, process: str, event: Event) -> None:
-        """Nothing: the next refresh shows it."""
+        """Nothing: the next tick shows it."""
 
     def tick(self) -> None:
-        """Nothing: the view refreshes itself."""
+        """Draw the table anew."""
+        self._live.refresh()
 
     def _picture(self) -> Group:
         scores = self._scores

@@ -17,7 +17,7 @@ from .scoreboard import AGGREGATOR, BROKER, PHASES, Moved, Scoreboard
 from .settings import DemoSettings
 
 MIB = 1 << 20
-DIRECTIONS = {"down": "global model, to each site", "up": "update, from each site"}
+DIRECTIONS = {"down": "global model ↓", "up": "update ↑"}
 
 
 def make_report(settings: DemoSettings, scores: Scoreboard) -> dict[str, object]:
@@ -69,7 +69,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _messages(scores: Scoreboard) -> Table:
-    table = _table("Bytes", "message", "number", "on the wire", "in fp32", "share", "in all", "rate")
+    table = _table("Messages, in MiB", "message", "number", "size", "as fp32", "share", "in all", "a second")
     for direction, words in DIRECTIONS.items():
         moved = [entry for entry in scores.moved if entry.direction == direction and entry.bytes]
         if moved:
@@ -82,11 +82,11 @@ def _sizes(moved: Sequence[Moved]) -> tuple[str, ...]:
     seconds = sum(entry.seconds for entry in moved)
     return (
         str(len(moved)),
-        f"{wire / len(moved) / MIB:.2f} MiB",
-        f"{original / len(moved) / MIB:.2f} MiB",
+        f"{wire / len(moved) / MIB:.2f}",
+        f"{original / len(moved) / MIB:.2f}",
         f"{100 * wire / original:.2f} %",
-        f"{wire / MIB:.1f} MiB",
-        f"{wire / MIB / max(seconds, 1e-9):.0f} MiB/s",
+        f"{wire / MIB:.1f}",
+        f"{wire / MIB / max(seconds, 1e-9):.0f}",
     )
 
 
@@ -105,7 +105,7 @@ def _loss(value: float | None) -> str:
 
 
 def _memory(scores: Scoreboard) -> Table:
-    table = _table("Memory while messages move, at its peak", "process", "MiB", "beyond")
+    table = _table("Peak memory while messages move", "process", "MiB", "beyond")
     beyonds = {BROKER: "nothing: all of its memory", AGGREGATOR: "its accumulator"}
     for process, growth in scores.growth.items():
         beyond = beyonds.get(process, "its model")

@@ -166,7 +166,10 @@ class ContainerEncoder:
 
     def _encode(self, plan: _Plan, offset: int, count: int, buffer: memoryview) -> memoryview:
         spec = plan.spec
-        encoded = plan.quantizer.encode(plan.item.read(offset, count).cast("B"), spec.dtype, buffer)
+        source = plan.item.read(offset, count).cast("B")
+        if len(source) != count * spec.dtype.itemsize:
+            raise CodecError(f"{len(source)} bytes were read for {count} elements of {spec.dtype}")
+        encoded = plan.quantizer.encode(source, spec.dtype, buffer)
         if encoded.clipped:
             self.clipped[spec.name] = self.clipped.get(spec.name, 0) + encoded.clipped
         return buffer[: encoded.nbytes]

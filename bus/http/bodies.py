@@ -62,6 +62,8 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
             return
         here.counters.bytes_in += len(chunk)
         yield chunk
+        # Not to be kept while the next one is awaited, which may take long.
+        del chunk
 
 
 async def read_json(request: web.Request) -> Mapping[str, object]:

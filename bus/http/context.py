@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ..broker import Broker
 from ..settings import ServerSettings
+from .buffers import Buffers
 
 T = TypeVar("T")
 
@@ -127,6 +128,7 @@ class Context:
     counters: Counters = field(default_factory=Counters)
     waits: Waits = field(default_factory=Waits)
     finishing: Finishing = field(default_factory=Finishing)
+    buffers: Buffers = field(default_factory=Buffers)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 
 from aiohttp import web
 
 from tensorbus.errors import InvalidRequest
 
 from ..messages import Receipt
+from ..uploads import Upload
 from .bodies import accept, chunks, expect_later
 from .context import context
 from .media import FRAMES
 from .plain import wrap_plain
+from .receiver import LARGE, receive
 
 log = logging.getLogger("tensorbus.server")
 routes = web.RouteTableDef()
@@ -30,14 +31,10 @@ async def publish(request: web.Request) -> web.Response:
     )
     if isinstance(started, Receipt):
         return _answer(request, started)
-    body: AsyncIterator[bytes | bytearray | memoryview] = chunks(request)
-    if request.content_type != FRAMES:
-        body = wrap_plain(request, chunks(request))
     with here.counters.upload():
         try:
             await accept(request)
-            async for chunk in body:
-                await started.write(chunk)
+            await _move(request, started)
         except BaseException as error:
             # A cancellation too (the publisher left): the upload's file and memory are given back at once.
             reason = str(error) or "the publisher left before the end of the message"
@@ -48,6 +45,20 @@ async def publish(request: web.Request) -> web.Response:
         # connection meanwhile, it will be told "duplicate" when it comes again with its key.
         receipt = await started.seal()
     return _answer(request, receipt)
+
+
+async def _move(request: web.Request, upload: Upload) -> None:
+    length = request.content_length or 0
+    if request.content_type != FRAMES:
+        async for piece in wrap_plain(request, chunks(request)):
+            await upload.write(piece)
+    elif length >= LARGE and "Transfer-Encoding" not in request.headers:
+        await receive(request, upload, length)
+    else:
+        async for chunk in chunks(request):
+            await upload.write(chunk)
+            # Not to be kept while the next one is awaited, which may take long.
+            del chunk
 
 
 def _answer(request: web.Request, receipt: Receipt) -> web.Response:

@@ -144,7 +144,7 @@ class BlockwiseQuantizer(Quantizer):
         full = whole * self.block
         floor = np.maximum(absmax, SMALLEST_ABSMAX)
         rows = (whole, self.block)
-        factors = np.reciprocal(floor[:whole])[:, None]
+        factors = np.divide(np.float32(1), floor[:whole])[:, None]
         np.multiply(values[:full].reshape(rows), factors, out=scaled[:full].reshape(rows))
         if full < values.size:
             absmax[whole] = floor[whole]

@@ -63,7 +63,7 @@ class Arrays(Protocol[T]):
         """Overwrite the values of ``target`` with those of ``source``, which has its shape and dtype."""
         ...
 
-    def check_writable(self, array: T) -> None:
+    def check_writable(self, name: str, array: T) -> None:
         """Refuse an array that cannot be overwritten.
 
         Raises:
@@ -220,14 +220,15 @@ class MappingSink(Sink, Generic[T]):
         self._arriving.clear()
 
     def _made(self, spec: ItemSpec) -> T:
+        if spec.nbytes >= 2**63:
+            raise LimitExceeded(f"{spec.name!r} claims {spec.nbytes} bytes, more than any memory has")
         try:
             return self._arrays.empty(spec)
         except TensorbusError:
             raise
         except (MemoryError, OverflowError, ValueError, RuntimeError) as error:
-            raise LimitExceeded(
-                f"no room for {spec.name!r}, {spec.dtype} of shape {spec.shape}: {error}"
-            ) from error
+            reason = str(error).partition("\n")[0]
+            raise LimitExceeded(f"no room for {spec.name!r} of shape {spec.shape}: {reason}") from error
 
     def _existing(self, spec: ItemSpec, into: Mapping[str, object]) -> T:
         array = into.get(spec.name)
@@ -239,7 +240,7 @@ class MappingSink(Sink, Generic[T]):
                 f"{spec.name!r} arrives as {spec.dtype} of shape {spec.shape}, but the container to load "
                 f"into has {found.dtype} of shape {found.shape}"
             )
-        self._arrays.check_writable(array)
+        self._arrays.check_writable(spec.name, array)
         return array
 
     def _resolve(self, arriving: _Arriving[T], view: View) -> None:

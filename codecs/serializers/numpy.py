@@ -125,16 +125,17 @@ class NumpyArrays:
         return np.empty(spec.shape, _numpy_dtype(spec))
 
     def strided(self, owner: Array, spec: ItemSpec, view: View) -> Array:
-        flat = owner.reshape(-1)[view.offset :]
-        strides = [stride * owner.dtype.itemsize for stride in view.strides]
-        return np.lib.stride_tricks.as_strided(flat, spec.shape, strides)
+        size = owner.dtype.itemsize
+        flat = np.ascontiguousarray(owner).reshape(-1).view(np.uint8)
+        strides = [stride * size for stride in view.strides]
+        return np.ndarray(spec.shape, owner.dtype, flat.data, view.offset * size, strides)
 
     def assign(self, target: Array, source: Array) -> None:
         np.copyto(target, source)
 
-    def check_writable(self, array: Array) -> None:
+    def check_writable(self, name: str, array: Array) -> None:
         if isinstance(array, np.generic) or not array.flags.writeable:
-            raise ManifestMismatch("an array to load into is read-only")
+            raise ManifestMismatch(f"{name!r} cannot be loaded into: the array is read-only")
 
 
 _ARRAYS = NumpyArrays()

@@ -141,7 +141,7 @@ def build_header(specs: Iterable[ItemSpec], metadata: Mapping[str, str]) -> tupl
     Raises:
         UnsupportedDtype: the format lacks a dtype, or an item is a scalar or byte string.
         ManifestMismatch: a view is not the whole of a tensor in the file.
-        InvalidName: an item is called ``__metadata__``.
+        CodecError: an item is called ``__metadata__``, or the metadata is no Unicode.
         LimitExceeded: the header is larger than the format allows.
     """
     listed = list(specs)
@@ -158,6 +158,7 @@ def build_header(specs: Iterable[ItemSpec], metadata: Mapping[str, str]) -> tupl
             "data_offsets": [position, end],
         }
         position = end
+    _unicode(metadata)
     texts = dict(metadata)
     for spec in listed:
         if spec.view is not None:
@@ -218,7 +219,19 @@ def _metadata(value: object) -> dict[str, str]:
     texts = cast(dict[str, object], value)
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise CodecError(f"{METADATA} of the safetensors header is no map of texts")
-    return cast(dict[str, str], texts)
+    found = cast(dict[str, str], texts)
+    _unicode(found)
+    return found
+
+
+def _unicode(metadata: Mapping[str, str]) -> None:
+    """Refuse texts with half of a surrogate pair, which JSON can spell but UTF-8 cannot."""
+    try:
+        "".join([*metadata, *metadata.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise CodecError(
+            f"the metadata of a safetensors file holds what is no Unicode text: {error}"
+        ) from None
 
 
 def _entry(name: str, value: object) -> tuple[int, int, ItemSpec]:

@@ -77,6 +77,8 @@ class TorchTensors:
 
     def _check_kind(self, name: str, array: torch.Tensor) -> None:
         torch = self._torch
+        if torch.nn.parameter.is_lazy(array):
+            raise UnsupportedContainer(f"{name!r} is not initialised yet; run the lazy module once")
         if array.layout != torch.strided or array.is_nested:
             raise UnsupportedContainer(
                 f"{name!r} is a {array.layout} or nested tensor; convert it to a dense one"
@@ -132,15 +134,15 @@ class TorchTensors:
             return self._torch.empty(spec.shape, dtype=dtype)
 
     def strided(self, owner: torch.Tensor, spec: ItemSpec, view: View) -> torch.Tensor:
-        flat = owner.detach().reshape(-1)
+        flat = owner.detach().contiguous().view(-1)
         return flat.as_strided(spec.shape, view.strides, flat.storage_offset() + view.offset)
 
     def assign(self, target: torch.Tensor, source: torch.Tensor) -> None:
         self._plain(target).copy_(self._plain(source))
 
-    def check_writable(self, array: torch.Tensor) -> None:
+    def check_writable(self, name: str, array: torch.Tensor) -> None:
         if any(stride == 0 < extent - 1 for extent, stride in zip(array.shape, array.stride(), strict=True)):
-            raise ManifestMismatch("a tensor to load into is expanded: several of its elements are one")
+            raise ManifestMismatch(f"{name!r} cannot be loaded into: it is expanded, many elements are one")
 
     def _plain(self, array: torch.Tensor) -> torch.Tensor:
         """The tensor as integers of the same size where that is possible, so that copies keep every bit."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from click.testing import CliRunner
 
 from tensorbus.cli import demo
 from tensorbus.demo.plot import held_out_losses, plot, step_losses
@@ -160,6 +161,15 @@ def test_an_unknown_codec_is_refused_at_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "nf5" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the demo says what is missing and how to install it."""
+    monkeypatch.setattr(demo, "NEEDED", ("no_such_package",))
+    result = CliRunner().invoke(demo.command)
+    assert result.exit_code == 1
+    assert "no_such_package" in result.output
+    assert "pip install" in result.output
 
 
 def is_running(pid: int) -> bool:

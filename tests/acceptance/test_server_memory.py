@@ -111,3 +111,40 @@ async def test_a_gibibyte_passes_through_128_mebibytes(tmp_path: Path) -> None:
             downloaded = await read_all(download)
         assert followed == downloaded == publisher.crc
         assert peak(process) <= LIMIT
+
+
+def small_message() -> tuple[bytes, bytes]:
+    """A message of 2 MB, in two halves."""
+    encoder = RawEncoder({}, "application/octet-stream", 2_000_000)
+    opening = encoder.open()
+    slices = [part for slice_ in encoder.slices(bytes(2_000_000)) for part in slice_]
+    body = opening + b"".join(slices) + encoder.close()
+    return body[: len(body) // 2], body[len(body) // 2 :]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="VmHWM is Linux's")
+async def test_memory_does_not_grow_with_the_number_of_clients(tmp_path: Path) -> None:
+    """150 publishers half-way at the same time, then as many readers that never read: 128 MiB in all."""
+    first, second = small_message()
+    async with broker_process(tmp_path) as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        head = f"HTTP/1.1\r\nHost: x\r\nContent-Length: {len(first + second)}\r\n"
+        head += f"Content-Type: {FRAMES['Content-Type']}\r\n\r\n"
+        publishers = [await asyncio.open_connection(host, int(port)) for _ in range(150)]
+        for _, writer in publishers:
+            writer.write(f"POST /v1/topics/small/messages {head}".encode() + first)
+            await writer.drain()
+        for _, writer in publishers:
+            writer.write(second)
+        for reader, writer in publishers:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
+            writer.close()
+        async with aiohttp.request("GET", f"{url}/v1/messages?limit=1") as answer:
+            [found] = (await answer.json())["messages"]
+        readers = [await asyncio.open_connection(host, int(port), limit=1000) for _ in range(150)]
+        for reader, writer in readers:
+            writer.write(f"GET /v1/messages/{found['id']}/frames HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert peak(process) <= LIMIT
+        for _, writer in readers:
+            writer.close()

@@ -1,9 +1,13 @@
 """Messages as this format has always written them.
 
-Each file in ``frames/`` is a small message, committed once. Encoding the same container must give the same bytes, and
-every reader must understand the file for ever. A change of these bytes is a change of the wire format: it takes
-an ADR, and then ``TENSORBUS_WRITE_GOLDEN=1 pytest tests/golden/test_streaming_golden.py`` writes them anew.
+Each file in ``frames/`` is a small message, committed once. Encoding the same container must give the same
+bytes, and every reader must understand the file for ever. A change of these bytes is a change of the wire
+format: it takes an ADR, and then ``TENSORBUS_WRITE_GOLDEN=1 pytest tests/golden/test_streaming_golden.py``
+writes them anew.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (Parts of torch and safetensors have no annotations.)
 
 from __future__ import annotations
 
@@ -42,8 +46,9 @@ def ramp(count: int) -> npt.NDArray[np.float32]:
     return ((np.arange(count, dtype=np.int64) * 7919 % 1009 - 504) / 128).astype(np.float32)
 
 
-def numpy_container(count: int = 1200) -> dict[str, object]:
-    embed = ramp(count).reshape(-1, 10)
+def numpy_container() -> dict[str, object]:
+    """Every kind of item, shared and strided arrays, and names of several scripts."""
+    embed = ramp(1200).reshape(-1, 10)
     return {
         "embed.weight": embed,
         "head.weight": embed,
@@ -67,6 +72,7 @@ def numpy_container(count: int = 1200) -> dict[str, object]:
 
 
 def torch_container() -> dict[str, torch.Tensor]:
+    """Dtypes that numpy lacks, and a transposed view."""
     weight = torch.from_numpy(ramp(60).reshape(6, 10))
     return {
         "weight": weight,
@@ -79,6 +85,7 @@ def torch_container() -> dict[str, torch.Tensor]:
 
 
 def safetensors_file(folder: Path) -> Path:
+    """A file with metadata and a tied tensor."""
     values = ramp(30).tobytes()
     table = {
         "__metadata__": {"format": "pt", "head": "w"},
@@ -101,6 +108,7 @@ class Golden:
 
 
 def tensor(count: int) -> Callable[[Path], object]:
+    """A tensor for a codec to encode, and one that is kept exact."""
     return lambda _: {"kept.norm": ramp(5), "w": ramp(count)}
 
 
@@ -122,6 +130,7 @@ GOLDEN = {
 
 
 def encode(golden: Golden, folder: Path) -> bytes:
+    """The whole message."""
     source = open_source(golden.container(folder))
     pipeline = Pipeline.parse(golden.codec, keep=["*.norm"])
     encoder = ContainerEncoder(source, pipeline, HEADERS, frame_bytes=golden.frame_bytes)
@@ -134,6 +143,7 @@ def encode(golden: Golden, folder: Path) -> bytes:
 
 
 def decode(data: bytes) -> tuple[MessageChecker, object]:
+    """What a reader learns of the message, and the container in it."""
     parser, checker = FrameParser(), MessageChecker()
     decoder = ContainerDecoder(checker, open_sink, size=len(data))
     for frame in parser.feed(data):

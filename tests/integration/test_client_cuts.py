@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -12,29 +12,43 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pytest
+import uvloop
 
 from tensorbus.bus.client import Client
 from tensorbus.bus.connection import ClientSettings
 from tensorbus.bus.progress import Progress
+from tensorbus.bus.settings import ServerSettings
 from tensorbus.bus.testing import running_broker
-from tensorbus.errors import BrokerUnavailable, ClientClosed, MessageAborted, NotFound, TensorbusError
+from tensorbus.errors import (
+    BrokerUnavailable,
+    ClientClosed,
+    MessageAborted,
+    NotFound,
+    TensorbusError,
+    TransferStalled,
+)
 
 SETTINGS = ClientSettings(idle_timeout=5, retry_for=10, poll_wait=1)
 CONTAINER = {"w": np.random.default_rng(0).standard_normal((2000, 1500)).astype(np.float32)}
 SIZE = CONTAINER["w"].nbytes
+LARGE = {"w": np.random.default_rng(1).standard_normal(16_000_000).astype(np.float32)}
+"""More than the buffers between two sockets of one machine hold."""
 
 
 class CuttingProxy:
     """A TCP proxy that cuts connections after so many bytes, and whose broker may change.
 
     ``cuts_up`` and ``cuts_down`` are lists of byte counts: the first connection that carries so many bytes up
-    or down is cut there, then the next count is in force.
+    or down is cut there, then the next count is in force. ``pace`` are the seconds that each 64 KiB takes;
+    ``stop_up_at`` is the number of bytes after which a connection carries nothing more up, without an end.
     """
 
     def __init__(self) -> None:
         self.upstream = ""
         self.cuts_up: list[int] = []
         self.cuts_down: list[int] = []
+        self.pace = 0.0
+        self.stop_up_at: int | None = None
         self.carried_up = 0
         self.carried_down = 0
         self.connections = 0
@@ -45,6 +59,8 @@ class CuttingProxy:
     async def running(self, upstream: str) -> AsyncGenerator[CuttingProxy]:
         self.upstream = upstream
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        # What waits in the proxy counts as delivered for the client, so it should not be much.
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
@@ -92,6 +108,9 @@ class CuttingProxy:
                     self.carried_down += len(data)
                 writer.write(data)
                 await writer.drain()
+                await asyncio.sleep(self.pace)
+                if way == "up" and self.stop_up_at is not None and carried > self.stop_up_at:
+                    await asyncio.Event().wait()
                 if cut:
                     return
         except OSError:
@@ -183,16 +202,17 @@ def _free_port() -> int:
 async def test_a_restarted_broker_is_found_again(tmp_path: Path) -> None:
     """Download, upload and subscription each survive a restart of the broker in their midst."""
     proxy = CuttingProxy()
+    proxy.pace = 0.01
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(AsyncExitStack())
-        url = await first.enter_async_context(running_broker(tmp_path / "data"))
+        impatient = ServerSettings(shutdown_timeout=0.1)
+        url = await first.enter_async_context(running_broker(tmp_path / "data", settings=impatient))
         await stack.enter_async_context(proxy.running(url))
         bus = await stack.enter_async_context(Client(proxy.url, settings=SETTINGS))
         restarts: list[asyncio.Task[None]] = []
 
         async def restart() -> None:
             nonlocal first
-            proxy.cut_all()
             await first.aclose()
             first = await stack.enter_async_context(AsyncExitStack())
             proxy.upstream = await first.enter_async_context(running_broker(tmp_path / "data"))
@@ -236,6 +256,53 @@ async def test_a_silent_broker_is_not_waited_for_forever() -> None:
                 await bus.publish("models.cut", b"1")
             with pytest.raises(TensorbusError, match=r"0\.3 s"):
                 await bus.topics()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_slow_link_is_no_reason_to_stop(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """A transfer that takes many times the idle time-out goes through, on either event loop.
+
+    The broker verifies every frame: a buffer that was used again before it had left would not pass.
+    """
+
+    async def transfer() -> None:
+        async with running_broker(tmp_path) as url, CuttingProxy().running(url) as proxy:
+            proxy.pace = 0.005
+            settings = ClientSettings(idle_timeout=0.5, retry_for=0.0)
+            async with Client(proxy.url, settings=settings) as bus:
+                receipt = await bus.publish("models.cut", LARGE, codec="int8")
+                got = cast("dict[str, npt.NDArray[np.float32]]", await (await bus.fetch(receipt.id)).load())
+                assert np.abs(got["w"] - LARGE["w"]).max() < 0.1
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(transfer())
+
+
+async def test_a_stalled_upload_is_given_up(proxy: CuttingProxy) -> None:
+    """An upload of which no byte moves any more ends after the idle time-out, and nothing is stored."""
+    proxy.stop_up_at = 5_000_000
+    async with Client(proxy.url, settings=ClientSettings(idle_timeout=0.5, retry_for=0.0)) as bus:
+        with pytest.raises(TransferStalled):
+            await bus.publish("models.cut", LARGE)
+        assert await bus.topics() == []
+
+
+async def test_a_slow_reader_loses_nothing(tmp_path: Path) -> None:
+    """A reader that takes longer over an item than the broker waits is cut off, and resumes."""
+    container = {f"w{number}": np.full(4_000_000, number, np.float32) for number in range(3)}
+    settings = ServerSettings(idle_timeout=0.2)
+    async with (
+        running_broker(tmp_path / "data", settings=settings) as url,
+        Client(url, settings=SETTINGS) as bus,
+    ):
+        receipt = await bus.publish("models.cut", container)
+        async for item in (await bus.fetch(receipt.id)).items():
+            await asyncio.sleep(0.6)
+            assert np.array_equal(cast("npt.NDArray[np.float32]", item.value), container[item.name])
+            del container[item.name]
+    assert not container
 
 
 async def test_a_closed_client_says_so(tmp_path: Path) -> None:

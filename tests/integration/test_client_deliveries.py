@@ -71,7 +71,7 @@ async def test_acknowledging_twice_is_refused(bus: Client) -> None:
     await bus.publish("notes.twice", b"1")
     async with bus.subscribe("notes.twice", "worker") as deliveries:
         delivery = await _next(deliveries)
-        same = Delivery(bus._connection, _given(delivery), delivery.info, delivery.manifest, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a second handle on one token
+        same = Delivery(bus._connection, _given(delivery), delivery.info, delivery.entries, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a second handle on one token
         await delivery.ack()
         for settle in (
             delivery.ack,
@@ -91,7 +91,7 @@ async def test_acknowledging_for_another_consumer_is_refused(bus: Client) -> Non
     async with bus.subscribe("notes.other", "mine") as mine, bus.subscribe("notes.other", "theirs") as theirs:
         delivery, other = await _next(mine), await _next(theirs)
         wrong = DeliveryInfo(delivery.token, other.consumer, 1, delivery.info)
-        stolen = Delivery(bus._connection, wrong, delivery.info, delivery.manifest, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a forged handle
+        stolen = Delivery(bus._connection, wrong, delivery.info, delivery.entries, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a forged handle
         with pytest.raises(NotFound):
             await stolen.ack()
         await delivery.ack()

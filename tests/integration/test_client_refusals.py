@@ -1,8 +1,12 @@
 """Bad input and half-done work: a clear error of the right class, and nothing is left behind."""
 
+# safetensors leaves parts of its functions untyped.
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tensorbus.bus.broker_settings import BrokerSettings
 from tensorbus.bus.client import Client
 from tensorbus.bus.connection import ClientSettings
 from tensorbus.bus.messages import HeaderValue
 from tensorbus.bus.progress import Progress
 from tensorbus.bus.testing import running_broker
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.quantizers.bf16 import BF16
 from tensorbus.errors import (
     InvalidName,
     InvalidRequest,
@@ -134,8 +142,49 @@ async def test_unknown_containers_are_refused(bus: Client, tmp_path: Path) -> No
         await bus.publish("models.what", tmp_path / "gone.safetensors")
 
 
-async def test_a_token_and_a_url_are_judged_at_once() -> None:
-    """A URL of another scheme is refused with an example of the right one."""
+class Unpredictable(BF16):
+    """A codec whose output size is known only afterwards; bodies are then sent in chunks of HTTP."""
+
+    name = "unpredictable"
+    fixed_size = False
+
+
+async def test_a_body_of_unknown_size_is_stored(bus: Client) -> None:
+    """A codec that decides its size as it goes needs no Content-Length."""
+    receipt = await bus.publish("models.chunked", LARGE, codec=Pipeline(Unpredictable()))
+    info = await bus.message(receipt.id)
+    assert (info.wire_bytes, info.bytes, info.state) == (None, receipt.bytes_on_wire, "sealed")
+
+
+async def test_a_refusal_in_the_midst_of_a_body_is_heard(tmp_path: Path) -> None:
+    """The broker stops reading at its limit: its answer arrives, not just a broken connection."""
+    limits = BrokerSettings(max_message_bytes=5_000_000)
+    async with running_broker(tmp_path / "data", limits) as url, Client(url) as bus:
+        for codec in (Pipeline(Unpredictable()), None):
+            with pytest.raises(LimitExceeded, match="5000000"):
+                await bus.publish("models.chunked", LARGE, codec=codec)
+        assert await _nothing_stored(bus, tmp_path)
+
+
+async def test_a_file_that_shrinks_is_the_publishers_error(bus: Client, tmp_path: Path) -> None:
+    """A file that is cut off while it is published ends the publish, which is not tried again."""
+    path = tmp_path / "in.safetensors"
+    save_file({"w": torch.randn(3000, 2000)}, path)
+
+    def cut(progress: Progress) -> None:
+        if progress.bytes_on_wire > 5_000_000:
+            os.truncate(path, 10_000_000)
+
+    with pytest.raises(StorageError, match=r"in\.safetensors"):
+        await bus.publish("models.file", path, progress=cut)
+    assert await _nothing_stored(bus, tmp_path)
+
+
+async def test_a_url_is_judged_at_once() -> None:
+    """A URL of another scheme is refused with an example, one with a password without repeating it."""
+    with pytest.raises(InvalidRequest, match="token") as caught:
+        Client("http://me:secret@host")
+    assert "secret" not in str(caught.value)
     for url in ("", "127.0.0.1:8080", "ftp://host", "http://"):
         with pytest.raises(InvalidRequest, match="http://127"):
             Client(url)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -19,6 +18,10 @@ from tensorbus.streaming.raw import RawEncoder
 FRAMES = {"Content-Type": "application/vnd.tensorbus.frames"}
 POST = "/v1/topics/fl.test.updates/messages"
 MIB = 1 << 20
+LIMIT = 4 * MIB
+UPLOADS = 32
+LARGE = 3 * MIB
+"""Large enough to be received past aiohttp; see bus/http/receiver.py."""
 
 
 def message(size: int = 100_000, value: bytes = b"a") -> list[bytes]:
@@ -32,7 +35,7 @@ def message(size: int = 100_000, value: bytes = b"a") -> list[bytes]:
 @pytest.fixture
 async def url(tmp_path: Path) -> AsyncIterator[str]:
     """The address of a broker of its own, with small limits."""
-    limits = BrokerSettings(max_message_bytes=MIB, max_open_messages=4)
+    limits = BrokerSettings(max_message_bytes=LIMIT, max_open_messages=UPLOADS)
     async with running_broker(tmp_path, limits, ServerSettings(idle_timeout=2.0)) as address:
         yield address
 
@@ -157,12 +160,12 @@ async def test_a_bad_topic_is_refused(http: aiohttp.ClientSession, topic: str, t
     await nothing_is_left(http, tmp_path)
 
 
-def damaged() -> Iterable[tuple[str, bytes, str]]:
+def damaged(size: int) -> Iterable[tuple[str, bytes, str]]:
     """What can be wrong with a body: a name, the body, and the problem it has to be answered with."""
-    opening, slices, closing = message(2000)
+    opening, slices, closing = message(size)
     yield "cut in a frame", (opening + slices)[:-1], "truncated-frames"
     yield "without a close frame", opening + slices, "truncated-frames"
-    yield "empty", b"", "truncated-frames"
+    yield "cut within the open frame", opening[:30], "truncated-frames"
     yield "one bit flipped", opening + slices[:-1] + bytes([slices[-1] ^ 1]) + closing, "checksum-mismatch"
     yield "a frame twice", opening + slices + slices + closing, "frame-sequence"
     yield "no frames at all", b"GIF89a" * 10, "frame"
@@ -170,7 +173,14 @@ def damaged() -> Iterable[tuple[str, bytes, str]]:
     yield "unknown version", opening[:4] + b"\x63" + opening[5:] + slices + closing, "unsupported-version"
 
 
-@pytest.mark.parametrize(("body", "slug"), [pytest.param(b, s, id=name) for name, b, s in damaged()])
+CASES = [
+    pytest.param(body, slug, id=f"{size}: {name}")
+    for size in (2000, LARGE // 2)
+    for name, body, slug in damaged(size)
+]
+
+
+@pytest.mark.parametrize(("body", "slug"), CASES)
 async def test_bad_frames_are_refused(
     http: aiohttp.ClientSession, tmp_path: Path, body: bytes, slug: str
 ) -> None:
@@ -184,7 +194,7 @@ async def test_a_body_over_the_limit_is_refused_by_its_length(
     http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """413 from Content-Length alone, and the sender sees it although it was still sending."""
-    async with http.post(POST, data=b"x" * (8 * MIB), headers=FRAMES) as answer:
+    async with http.post(POST, data=b"x" * (2 * LIMIT), headers=FRAMES) as answer:
         await problem(answer, 413, "limit-exceeded")
     await nothing_is_left(http, tmp_path)
 
@@ -193,7 +203,7 @@ async def test_a_body_over_the_limit_is_refused_while_it_comes(
     http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """413 for a chunked body as soon as it is over the limit; the sender sees the answer, not a reset."""
-    parts = message(2 * MIB)
+    parts = message(LIMIT + MIB)
 
     async def pieces() -> AsyncIterator[bytes]:
         for part in parts:
@@ -204,99 +214,12 @@ async def test_a_body_over_the_limit_is_refused_while_it_comes(
     await nothing_is_left(http, tmp_path)
 
 
-@pytest.mark.parametrize("length", [2**63 - 1, 2**63, 2**64 - 1])
-async def test_an_absurd_length_takes_no_memory(url: str, length: int) -> None:
-    """A Content-Length near 2⁶³ is answered with 413 at once."""
-    kind = FRAMES["Content-Type"]
-    head = f"POST {POST} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nContent-Type: {kind}"
-    answer = await exchange(url, head.encode() + b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"application/problem+json" in answer
-
-
-async def test_a_length_beyond_64_bits_is_a_bad_request(url: str) -> None:
-    """A number that no machine word holds is refused by the HTTP parser."""
-    answer = await exchange(
-        url, f"POST {POST} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**40}\r\n\r\n".encode()
-    )
-    assert answer.split()[1] == b"400"
-
-
 async def test_a_compressed_body_is_refused(http: aiohttp.ClientSession, tmp_path: Path) -> None:
     """400 for Content-Encoding: what arrives is what is stored, byte for byte."""
     headers = {**FRAMES, "Content-Encoding": "gzip"}
     async with http.post(POST, data=b"x", headers=headers) as answer:
         await problem(answer, 400, "invalid-request")
     await nothing_is_left(http, tmp_path)
-
-
-async def test_a_silent_publisher_is_given_up(url: str, http: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """408 when not a byte comes for the idle time-out; what had arrived is dropped."""
-    opening, slices, closing = message()
-    head = f"POST {POST} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(opening + slices + closing)}\r\n"
-    head += f"Content-Type: {FRAMES['Content-Type']}\r\n\r\n"
-    answer = await exchange(url, head.encode() + opening + slices[:1000])
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"urn:tensorbus:problem:transfer-stalled" in answer
-    await nothing_is_left(http, tmp_path)
-
-
-async def test_a_slow_publisher_is_not_cut_off(http: aiohttp.ClientSession) -> None:
-    """An upload that takes longer than the idle time-out succeeds as long as bytes keep coming."""
-    body = b"".join(message(50))
-    step = -(-len(body) // 6)
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(body), step):
-            await asyncio.sleep(0.5)  # the pace of the sender: 3 s in all, with a time-out of 2 s
-            yield body[start : start + step]
-
-    async with http.post(POST, data=pieces(), headers=FRAMES) as answer:
-        assert answer.status == 201
-
-
-async def test_a_publisher_that_leaves_half_way_leaves_nothing(
-    url: str, http: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    """The upload is given up as soon as the connection closes, without waiting for the idle time-out."""
-    opening, slices, _ = message()
-    reader, writer = await connect(url)
-    head = (
-        f"POST {POST} HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB}\r\nContent-Type: {FRAMES['Content-Type']}"
-    )
-    writer.write(head.encode() + b"\r\n\r\n" + opening + slices[:5000])
-    await writer.drain()
-    while not await listed(http, state="open"):
-        await asyncio.sleep(0)
-    writer.close()
-    async with asyncio.timeout(1.9):
-        while await listed(http, state="open"):
-            await asyncio.sleep(0)
-    del reader
-    await nothing_is_left(http, tmp_path)
-
-
-async def test_continue_is_said_after_the_checks(url: str) -> None:
-    """With ``Expect: 100-continue`` the body is asked for only when topic, key and length are acceptable."""
-    body = b"".join(message())
-    common = (
-        f"Host: x\r\nExpect: 100-continue\r\nContent-Type: {FRAMES['Content-Type']}\r\nIdempotency-Key: k\r\n"
-    )
-    good = f"POST {POST} HTTP/1.1\r\n{common}Content-Length: {len(body)}\r\n\r\n".encode()
-    reader, writer = await connect(url)
-    writer.write(good)
-    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-    writer.write(body)
-    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
-    writer.close()
-    # The same key again: the receipt comes without the body having been sent.
-    assert (await exchange(url, good)).startswith(b"HTTP/1.1 200 ")
-    huge = f"POST {POST} HTTP/1.1\r\n{common}Content-Length: {MIB + 1}\r\n\r\n".replace(": k", ": other")
-    assert (await exchange(url, huge.encode())).startswith(b"HTTP/1.1 413 ")
-    bad = good.replace(b"fl.test.updates", b"fl..updates")
-    assert (await exchange(url, bad)).startswith(b"HTTP/1.1 400 ")
-    strange = good.replace(b"100-continue", b"a-miracle").replace(b": k", b": third")
-    assert (await exchange(url, strange)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_a_second_upload_with_the_same_key_replaces_the_first(http: aiohttp.ClientSession) -> None:
@@ -341,28 +264,10 @@ async def test_uploads_at_a_time_are_limited(http: aiohttp.ClientSession) -> Non
         async with http.post(POST, data=pieces(), headers=FRAMES) as answer:
             return answer.status
 
-    uploads = [asyncio.create_task(upload()) for _ in range(4)]
-    while len(await listed(http, state="open")) < 4:
+    uploads = [asyncio.create_task(upload()) for _ in range(UPLOADS)]
+    while len(await listed(http, state="open")) < UPLOADS:
         await asyncio.sleep(0)
     async with http.post(POST, data=b"".join(parts), headers=FRAMES) as answer:
         await problem(answer, 413, "limit-exceeded")
     go_on.set()
-    assert await asyncio.gather(*uploads) == [201] * 4
-
-
-async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A bare connection to the same server."""
-    address = urlsplit(url)
-    return await asyncio.open_connection(address.hostname, address.port)
-
-
-async def exchange(url: str, request: bytes) -> bytes:
-    """Send bytes, and read the head of the answer and as much of its body as that says."""
-    reader, writer = await connect(url)
-    writer.write(request)
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Length: "))
-        return head + await reader.readexactly(int(length.split()[1]))
-    finally:
-        writer.close()
+    assert await asyncio.gather(*uploads) == [201] * UPLOADS

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
+from tensorbus.bus.stores.base import StoredDelivery
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.bus.uploads import Upload
 from tensorbus.errors import AlreadySettled, Conflict, InvalidName, InvalidRequest, MessageAborted, NotFound
@@ -137,17 +138,35 @@ async def test_a_pull_waits_for_the_next_message(broker: Broker) -> None:
     assert await broker.pull("c", 1, 0.01) == []
 
 
-async def test_a_pull_that_is_given_up_keeps_nothing(broker: Broker) -> None:
-    """What was taken for a worker who is gone goes to the next one at once."""
-    sent = await publish(broker)
-    await broker.ensure_consumer("c", ConsumerConfig(">"))
-    pull = asyncio.create_task(one(broker))
-    while not (await broker.consumer("c")).ack_pending:
-        await asyncio.sleep(0)
-    pull.cancel()
-    await asyncio.wait([pull])
-    if pull.cancelled():
-        assert (await one(broker)).message.id == sent
+class SlowStore(FileStore):
+    """The real store, whose first hand-over waits for ``go``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def hand_over(self, uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> None:
+        """Wait, then commit."""
+        self.reached.set()
+        await self.go.wait()
+        await super().hand_over(uid, position, deliveries)
+
+
+async def test_a_pull_that_is_given_up_keeps_nothing(tmp_path: Path) -> None:
+    """What was taken for a worker who is gone goes to the next one at once, and counts as an attempt."""
+    store = SlowStore(tmp_path)
+    async with Broker(store) as broker:
+        sent = await publish(broker)
+        await broker.ensure_consumer("c", ConsumerConfig(">", ack_wait=10 * LONG))
+        pull = asyncio.create_task(one(broker))
+        await store.reached.wait()
+        pull.cancel()
+        await asyncio.wait([pull])
+        assert pull.cancelled()
+        store.go.set()
+        delivery = await one(broker)
+        assert (delivery.message.id, delivery.attempt) == (sent, 2)
 
 
 # --- settlements -------------------------------------------------------------------------------------
@@ -251,9 +270,13 @@ async def test_a_delivery_is_settled_once(broker: Broker) -> None:
         *(broker.ack("c", delivery.token) for _ in range(3)), return_exceptions=True
     )
     assert [type(outcome) for outcome in outcomes].count(AlreadySettled) == 2
-    for settle in (broker.ack, broker.nak, broker.term, broker.in_progress):
-        with pytest.raises(AlreadySettled):
-            await settle("c", delivery.token)
+    await publish(broker)
+    given_back = await one(broker)
+    await broker.nak("c", given_back.token, delay=LONG)
+    for token in (delivery.token, given_back.token):
+        for settle in (broker.ack, broker.nak, broker.term, broker.in_progress):
+            with pytest.raises(AlreadySettled):
+                await settle("c", token)
 
 
 async def test_a_token_of_another_consumer_is_unknown(broker: Broker) -> None:

@@ -52,8 +52,8 @@ asyncio.run(main())
 """
 
 
-def run_and_kill(data: Path, seconds: float) -> list[list[str]]:
-    """Start the publisher, kill it so long after it runs, and return the lines it got out."""
+def run_and_kill(data: Path, seconds: float, awaited: str) -> list[list[str]]:
+    """Start the publisher, kill it so long after its first line that says so, and return its lines."""
     with subprocess.Popen(
         [sys.executable, "-c", PUBLISHER, str(data)],
         stdout=subprocess.PIPE,
@@ -62,10 +62,13 @@ def run_and_kill(data: Path, seconds: float) -> list[list[str]]:
     ) as publisher:
         assert publisher.stdout is not None
         assert publisher.stderr is not None
-        assert publisher.stdout.readline() == "running - -\n", publisher.stderr.read()
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith(awaited):
+            lines.append(publisher.stdout.readline())
+            assert lines[-1], publisher.stderr.read()
         time.sleep(seconds)
         publisher.send_signal(signal.SIGKILL)
-        lines = publisher.stdout.read().splitlines()
+        lines += publisher.stdout.read().splitlines()
     # The last line may have been cut by the kill.
     return [parts for line in lines if len(parts := line.split()) == 3 and len(parts[1]) == 32]
 
@@ -88,8 +91,8 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     chance = random.Random(2)
     stored: dict[str, str] = {}
     acked: set[str] = set()
-    for _ in range(8):
-        for what, message_id, key in run_and_kill(tmp_path, chance.uniform(0.05, 0.6)):
+    for awaited in ("running", "acked") * 4:
+        for what, message_id, key in run_and_kill(tmp_path, chance.uniform(0, 0.5), awaited):
             if what == "stored":
                 stored[message_id] = key
             else:

@@ -52,10 +52,10 @@ async def publish(broker: Broker, size: int) -> Receipt:
         return await upload.seal()
 
 
-async def fill(broker: Broker) -> None:
+async def fill(broker: Broker, size: int) -> None:
     """Publish until it fails."""
     while True:
-        await publish(broker, MIB)
+        await publish(broker, size)
 
 
 async def many_consumers(broker: Broker) -> None:
@@ -106,8 +106,9 @@ async def test_a_full_disk_still_takes_acks_and_deletions(disk: Path) -> None:
     """The reserve is there so that a full broker can be emptied."""
     async with Broker(FileStore(disk / "data", reserve_bytes=4 * MIB)) as broker:
         await broker.ensure_consumer("c", ConsumerConfig(">"))
-        with pytest.raises(StorageFull):
-            await fill(broker)
+        for size in (MIB, 64 * 1024, 1024):
+            with pytest.raises(StorageFull):
+                await fill(broker, size)
         deliveries = await broker.pull("c", 3)
         for delivery in deliveries:
             await broker.ack("c", delivery.token)

@@ -392,6 +392,42 @@ async def publish_or_give_way(broker: Broker) -> None:
         pass
 
 
+class LookAgainStore(FileStore):
+    """The real store; once told to hold, an answer about a key is on its way until ``go``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hold = False
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def receipt(self, topic: str, key: str) -> Receipt | None:
+        """The answer of now, given later."""
+        found = await super().receipt(topic, key)
+        if self.hold:
+            self.reached.set()
+            await self.go.wait()
+        return found
+
+
+async def test_a_key_that_is_stored_while_another_begins_is_stored_once(tmp_path: Path) -> None:
+    """The transaction has the last word: the second upload gets the first receipt and leaves nothing."""
+    store = LookAgainStore(tmp_path / "data")
+    async with Broker(store) as broker:
+        async with await begin(broker, "a", "k") as first:
+            for frame in BODY:
+                await first.write(frame)
+            store.hold = True
+            late = asyncio.create_task(publish(broker, "a", "k"))
+            await store.reached.wait()
+            receipt = await first.seal()
+        store.go.set()
+        second = await late
+        assert (second.id, second.duplicate) == (receipt.id, True)
+        assert stored_files(tmp_path) == [f"{receipt.id}.frames"]
+        assert len((await broker.messages()).messages) == 1
+
+
 # --- order of writing --------------------------------------------------------------------------------
 
 
@@ -473,3 +509,17 @@ async def test_write_waits_while_the_disk_is_behind(tmp_path: Path) -> None:
         assert opened[0].bytes == 0
         store.gate.set()
         assert (await publishing).bytes == sum(map(len, frames))
+
+
+async def test_many_uploads_share_one_bound(tmp_path: Path) -> None:
+    """Law 1: what gathers while the disk is behind does not grow with the number of publishers."""
+    store = WatchedStore(tmp_path)
+    frames = frames_of({"w": bytes(100_000)}, step=1000)
+    async with Broker(store, BrokerSettings(gather_bytes=50_000)) as broker:
+        publishing = [asyncio.create_task(publish(broker, frames=frames)) for _ in range(20)]
+        await asyncio.wait(publishing, timeout=0.1)
+        received = (await broker.stats()).received_bytes_total
+        assert 40_000 <= received <= 50_000 + 20 * 1200
+        store.gate.set()
+        receipts = await asyncio.gather(*publishing)
+        assert len({receipt.id for receipt in receipts}) == 20

@@ -48,7 +48,7 @@ def their_4bit(name: str, blocksize: int, values: Floats) -> bytes:
 
 
 def around_midpoints(name: str) -> Floats:
-    """Every midpoint, its two neighbours, and what is next to 0; in each 31 of them a 1, so that absmax is 1."""
+    """Every midpoint, its two neighbours, and what is next to 0; a 1 after each 31, so that absmax is 1."""
     ranked = np.sort(LEVELS[name])
     midpoints = (ranked[:-1] + ranked[1:]) / np.float32(2)
     tiny = np.array([0, -0.0, 1e-45, -1e-45, 1e-39, -1e-39], np.float32)
@@ -68,8 +68,8 @@ def test_four_bit_levels_are_theirs(name: str) -> None:
 @pytest.mark.parametrize("name", FOUR_BIT)
 @pytest.mark.parametrize("blocksize", [32, 64, 128, 256, 512, 1024, 2048, 4096])
 @pytest.mark.parametrize("scale", [1, 3.7, 1e-38, 1e-40, 1e38])
-def test_four_bit_ties_and_extremes_are_coded_as_theirs(name: str, blocksize: int, scale: float) -> None:
-    """Values on a midpoint and one ulp beside it, zeros, denormals and the largest numbers get their codes."""
+def test_four_bit_ties_and_extremes_are_theirs(name: str, blocksize: int, scale: float) -> None:
+    """Values on a midpoint and one ulp beside it, zeros, denormals and huge numbers get their codes."""
     values = (around_midpoints(name) * np.float32(scale)).astype(np.float32)
     assert encode(name, blocksize, values) == their_4bit(name, blocksize, values)
 
@@ -84,9 +84,7 @@ def test_four_bit_ties_and_extremes_are_coded_as_theirs(name: str, blocksize: in
 )
 @example(name="nf4", blocksize=64, values=np.zeros(65, np.float32))
 @example(name="fp4", blocksize=64, values=np.zeros(1, np.float32))
-def test_four_bit_codes_are_theirs_for_any_values_and_length(
-    name: str, blocksize: int, values: Floats
-) -> None:
+def test_four_bit_codes_are_theirs_for_any_values(name: str, blocksize: int, values: Floats) -> None:
     """Odd lengths, tails and whatever numbers: the payload is the codes and absmax of bitsandbytes."""
     assert encode(name, blocksize, values) == their_4bit(name, blocksize, values)
 
@@ -166,7 +164,7 @@ def test_they_decode_what_int8_encoded() -> None:
 
 
 def test_int8_takes_the_nearest_level() -> None:
-    """The code is that of the nearest level for every midpoint, its neighbours, and random numbers; ties go down."""
+    """The code is that of the nearest level, at every midpoint and its neighbours too; ties go down."""
     levels = dynamic_map()
     midpoints = (levels[:-1] + levels[1:]) / np.float32(2)
     around = [
@@ -186,7 +184,7 @@ def test_int8_takes_the_nearest_level() -> None:
 
 
 def test_int8_keeps_zeros() -> None:
-    """A zero comes back as zero, whatever else is in its block; bitsandbytes makes 2e-5 of the absmax of it."""
+    """A zero comes back as zero, whatever else is in its block; with bitsandbytes it is 2e-5 of absmax."""
     values = np.random.default_rng(6).standard_normal(10_000, np.float32)
     values[::3] = 0
     decoded = np.frombuffer(decode("int8", 4096, encode("int8", 4096, values), values.size), np.float32)

@@ -42,9 +42,9 @@ def test_half_precision() -> None:
 
 
 def test_eight_bits() -> None:
-    """int8: 1429.06 MiB of codes and 1.54 MiB of absmax and maps; ours leaves out the maps, which never change.
+    """int8: 1429.06 MiB of codes and 1.54 MiB of absmax and maps; we leave out the maps, which never change.
 
-    The table counts what bitsandbytes keeps for each tensor, with the map of 256 float32 that its codes refer to.
+    The table counts what bitsandbytes keeps for each tensor, with the map of 256 float32 that codes refer to.
     """
     absmax = encoded("int8") - COUNT
     assert mebibytes(COUNT) == 1429.06

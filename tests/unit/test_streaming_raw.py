@@ -13,6 +13,7 @@ from tensorbus.streaming.sequence import MessageChecker
 
 
 def wrap(chunks: list[bytes], size: int | None = None) -> bytes:
+    """The message around the chunks."""
     encoder = RawEncoder({"from": "curl"}, "text/plain", sum(map(len, chunks)) if size is None else size)
     data = encoder.open()
     for chunk in chunks:
@@ -23,6 +24,7 @@ def wrap(chunks: list[bytes], size: int | None = None) -> bytes:
 
 
 def unwrap(data: bytes) -> tuple[MessageChecker, bytes]:
+    """What a reader learns of the message, and the body in it."""
     parser, checker, body = FrameParser(), MessageChecker(), b""
     for frame in parser.feed(data):
         checker.accept(frame)
