@@ -50,8 +50,9 @@ check: $(STAMP) ## lint, formatting, types, architecture
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP) ## measure; ARGS="--codec nf4"
-	$(BIN)/python -m bench $(ARGS)
+bench: $(STAMP) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="--codecs nf4 --ways memory"
+	$(BIN)/python bench/codec_sizes.py
+	$(BIN)/python bench/end_to_end.py $(ARGS)
 
 clean: ## remove everything that make and the tools made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache \

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .broker import Broker
-from .broker_settings import BrokerSettings
-from .server import Server
-from .settings import ServerSettings
-from .stores.file import FileStore
+from tensorbus.bus.broker import Broker
+from tensorbus.bus.broker_settings import BrokerSettings
+from tensorbus.bus.server import Server
+from tensorbus.bus.settings import ServerSettings
+from tensorbus.bus.stores.file import FileStore
 
 
 @asynccontextmanager

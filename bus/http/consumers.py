@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from aiohttp import web
 
+from tensorbus.bus.broker import Broker
+from tensorbus.bus.fields import Fields
+from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
 from tensorbus.errors import TensorbusError
 
-from ..broker import Broker
-from ..fields import Fields
-from ..messages import ConsumerConfig, DeliveryInfo
 from .bodies import expect_later, read_json
 from .context import Context, context
 

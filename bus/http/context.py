@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from ..broker import Broker
-from ..settings import ServerSettings
+from tensorbus.bus.broker import Broker
+from tensorbus.bus.settings import ServerSettings
+
 from .buffers import Buffers
 
 T = TypeVar("T")

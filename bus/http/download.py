@@ -7,10 +7,10 @@ import logging
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
+from tensorbus.bus.messages import MessageInfo
+from tensorbus.bus.readers import Reader
 from tensorbus.errors import Conflict, TensorbusError, TransferStalled
 
-from ..messages import MessageInfo
-from ..readers import Reader
 from .context import context
 from .media import FRAMES
 from .problems import plain_problem

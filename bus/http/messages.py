@@ -6,7 +6,8 @@ from typing import Literal, cast
 
 from aiohttp import web
 
-from ..messages import State
+from tensorbus.bus.messages import State
+
 from .context import context
 from .download import follow, send_stored
 from .queries import Query

@@ -6,10 +6,10 @@ import logging
 
 from aiohttp import web
 
+from tensorbus.bus.messages import Receipt
+from tensorbus.bus.uploads import Upload
 from tensorbus.errors import InvalidRequest
 
-from ..messages import Receipt
-from ..uploads import Upload
 from .bodies import accept, chunks, expect_later
 from .context import context
 from .media import FRAMES

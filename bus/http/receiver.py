@@ -19,9 +19,9 @@ from typing import Self
 
 from aiohttp import web
 
+from tensorbus.bus.uploads import Upload
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
-from ..uploads import Upload
 from .buffers import Buffers
 from .context import context
 
