@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -170,7 +170,7 @@ class Process:
 
 
 @contextmanager
-def broker(data: Path) -> Iterator[tuple[Process, str]]:
+def broker(data: Path) -> Generator[tuple[Process, str]]:
     """A broker of its own for one row, and its URL."""
     process = Process("-m", "tensorbus", "serve", "--port", "0", "--data", str(data), "--json")
     try:
@@ -231,7 +231,7 @@ def write_file(path: Path, shapes: Shapes) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in values(shapes):
-            file.write(memoryview(tensor.numpy()).cast("B"))
+            tensor.numpy().tofile(file)
 
 
 def drive(options: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
+from tempfile import mkdtemp
 
 from tensorbus.errors import TensorbusError
 
@@ -31,9 +33,12 @@ class Launch:
         self._settings = settings
         self._scores = scores
         self._view = view
-        self._model = settings.output / "model"
-        self._data = settings.output / "broker"
         self._logs = settings.output / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        # A new folder each time: nothing that may lie in the output folder is in the way, or gets removed.
+        self._work = Path(mkdtemp(prefix="run-", dir=settings.output))
+        self._model = self._work / "model"
+        self._data = self._work / "broker"
         self._ready = asyncio.Event()
         self._meter: PeakMeter | None = None
         self._children: dict[str, Child] = {}
@@ -45,8 +50,6 @@ class Launch:
             ProcessFailed: a process did not do its work; the others have been stopped.
             asyncio.CancelledError: it was cancelled; all processes have been stopped.
         """
-        self._clear()
-        self._logs.mkdir(parents=True, exist_ok=True)
         try:
             async with asyncio.TaskGroup() as watchers:
                 ticking = watchers.create_task(self._tick())
@@ -57,7 +60,7 @@ class Launch:
         finally:
             await asyncio.gather(*(child.stop() for child in self._children.values()))
             if not self._settings.keep_data:
-                self._clear()
+                shutil.rmtree(self._work, ignore_errors=True)
 
     async def _federate(self, watchers: asyncio.TaskGroup) -> None:
         broker = await self._start(BROKER, self._broker_arguments())
@@ -114,11 +117,6 @@ class Launch:
             self._scores.grew(BROKER, sizes[1])
         if self._meter is not None and (growth := self._meter.growth()) is not None:
             self._scores.grew(AGGREGATOR, growth)
-
-    def _clear(self) -> None:
-        """Remove what a run leaves in its folder that is of no use to anybody afterwards."""
-        for folder in (self._model, self._data):
-            shutil.rmtree(folder, ignore_errors=True)
 
     # --- command lines -----------------------------------------------------------------------------------
 

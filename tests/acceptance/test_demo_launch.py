@@ -137,7 +137,7 @@ def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     assert site["event"] == "phase"
     assert process.returncode == 130
     assert not is_running(broker)
-    assert not (tmp_path / "broker").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
