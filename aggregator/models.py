@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensorbus.bus.client import Client
+from tensorbus.bus.client.progress import ProgressCallback
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.progress import ProgressCallback
 from tensorbus.errors import NotFound, RoundClosed
 
 from .headers import ModelHeaders

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tensorbus.bus.client import Client
-from tensorbus.bus.message import Message
-from tensorbus.bus.subscription import Subscription
+from tensorbus.bus.client.message import Message
+from tensorbus.bus.client.subscription import Subscription
 from tensorbus.errors import BrokerUnavailable, NotFound, TransferStalled
 from tensorbus.streaming.sources import ItemSource
 

@@ -8,8 +8,8 @@
 ``file``: a safetensors file is published and received as a safetensors file, never loaded at either end.
 ``follow``: as memory, but the receiver decodes while the publisher still sends, into tensors that it has.
 
-Growth is the peak resident size (VmHWM) during the transfer beyond the resident size just before it, model and
-accumulator being there already; of the broker it is its peak in all. Every row is made by fresh processes.
+Growth is the peak resident size (VmHWM) during the transfer beyond the resident size just before it, model
+and accumulator being there already; of the broker it is its peak in all. Every row is made by fresh processes.
 Time runs from the call of ``publish`` to the last value in its place. The unit of the last column is the
 time that one copy of the same values in memory takes in the same run.
 """
@@ -47,6 +47,19 @@ CODECS = ("none", "bf16", "fp16", "int8", "fp4", "nf4", "nf4-dq")
 WAYS = ("memory", "file", "follow")
 MIB = 1 << 20
 TILE = 1 << 24
+
+COLUMNS = (
+    ("seconds", "seconds", 1),
+    ("acked after", "acknowledged", 1),
+    ("GB/s of fp32", "rate", 2),
+    ("MiB on the wire", "wire", 2),
+    ("% of fp32", "share", 2),
+    ("publisher +MiB", "publisher", 1),
+    ("broker MiB in all", "broker", 1),
+    ("receiver +MiB", "receiver", 1),
+    ("copies", "copies", 1),
+)
+"""Title, key and digits of each figure of a row."""
 
 Shapes = dict[str, tuple[int, ...]]
 Figures = dict[str, float]
@@ -143,9 +156,13 @@ async def receive(url: str, shapes: Shapes, way: str, path: Path | None) -> None
 class Process:
     """A child that speaks JSON lines."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, quiet: bool = False) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else None,
+            text=True,
         )
         self.pid = self._child.pid
 
@@ -172,7 +189,7 @@ class Process:
 @contextmanager
 def broker(data: Path) -> Generator[tuple[Process, str]]:
     """A broker of its own for one row, and its URL."""
-    process = Process("-m", "tensorbus", "serve", "--port", "0", "--data", str(data), "--json")
+    process = Process("-m", "tensorbus", "serve", "--port", "0", "--data", str(data), "--json", quiet=True)
     try:
         yield process, str(process.hear()["url"])
     finally:
@@ -245,24 +262,16 @@ def drive(options: argparse.Namespace) -> None:
         if "file" in options.ways:
             write_file(source, shapes)
         copy = copy_seconds(size)
-        print(
-            f"{options.model}: {len(shapes)} tensors, {size / MIB:.2f} MiB of fp32; one copy takes {copy:.2f} s\n"
-        )
-        print(
-            "| way | codec | seconds | acked after | GB/s of fp32 | MiB on the wire | % of fp32 "
-            "| publisher +MiB | broker MiB in all | receiver +MiB | copies |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        print(f"{options.model}: {size / MIB:.2f} MiB of fp32; one copy of it takes {copy:.2f} s\n")
+        print(f"| way | codec | {' | '.join(title for title, _, _ in COLUMNS)} |")
+        print("|---|---" + "|---:" * len(COLUMNS) + "|", flush=True)
         for way in options.ways:
             for codec in options.codecs:
                 got = row(options.model, way, codec, scratch, source)
+                got["copies"] = got["seconds"] / copy
                 results.append({"way": way, "codec": codec, **got})
-                print(
-                    f"| {way} | {codec} | {got['seconds']:.1f} | {got['acknowledged']:.1f} | {got['rate']:.2f} "
-                    f"| {got['wire']:.2f} | {got['share']:.2f} | {got['publisher']:.1f} | {got['broker']:.1f} "
-                    f"| {got['receiver']:.1f} | {got['seconds'] / copy:.1f} |",
-                    flush=True,
-                )
+                cells = [f"{got[key]:.{digits}f}" for _, key, digits in COLUMNS]
+                print(f"| {way} | {codec} | {' | '.join(cells)} |", flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps(results, indent=1))
     finally:

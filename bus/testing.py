@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.broker_settings import BrokerSettings
+from tensorbus.bus.broker.settings import BrokerSettings
 from tensorbus.bus.server import Server
-from tensorbus.bus.settings import ServerSettings
+from tensorbus.bus.server.settings import ServerSettings
 from tensorbus.bus.stores.file import FileStore
 
 

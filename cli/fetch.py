@@ -13,7 +13,7 @@ from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
     from tensorbus.bus.client import Client
-    from tensorbus.bus.message import Message
+    from tensorbus.bus.client.message import Message
 
 
 @click.command("fetch")

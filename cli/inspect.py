@@ -15,7 +15,7 @@ from .output import print_json, share, size
 
 if TYPE_CHECKING:
     from tensorbus.bus.client import Client
-    from tensorbus.bus.message import Message
+    from tensorbus.bus.client.message import Message
     from tensorbus.codecs.item import ItemSpec
 
 

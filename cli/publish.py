@@ -14,7 +14,7 @@ from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
     from tensorbus.bus.client import Client
-    from tensorbus.bus.publishing import Receipt
+    from tensorbus.bus.client.publishing import Receipt
 
 
 @click.command("publish")

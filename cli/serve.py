@@ -13,10 +13,10 @@ import click
 
 from tensorbus import __version__
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.broker_settings import BrokerSettings
-from tensorbus.bus.http.logs import configure_logs
+from tensorbus.bus.broker.settings import BrokerSettings
 from tensorbus.bus.server import Server
-from tensorbus.bus.settings import ServerSettings
+from tensorbus.bus.server.logs import configure_logs
+from tensorbus.bus.server.settings import ServerSettings
 from tensorbus.bus.stores.file import FileStore
 
 from .allocator import keep_large_buffers

@@ -14,7 +14,7 @@ from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
     from tensorbus.bus.client import Client
-    from tensorbus.bus.delivery import Delivery
+    from tensorbus.bus.client.delivery import Delivery
     from tensorbus.bus.messages import MessageInfo
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-from tensorbus.bus.progress import Progress, ProgressCallback
+from tensorbus.bus.client.progress import Progress, ProgressCallback
 
 from .memory import PeakMeter
 

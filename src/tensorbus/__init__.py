@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tensorbus.aggregator.job import JobSpec
     from tensorbus.aggregator.participant import Participant, Task
     from tensorbus.bus.client import Client
-    from tensorbus.bus.delivery import Delivery
+    from tensorbus.bus.client.delivery import Delivery
     from tensorbus.codecs.item import Item, ItemSpec
     from tensorbus.codecs.pipeline import Pipeline
     from tensorbus.errors import TensorbusError
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "tensorbus.bus.client",
-    "Delivery": "tensorbus.bus.delivery",
+    "Delivery": "tensorbus.bus.client.delivery",
     "Item": "tensorbus.codecs.item",
     "ItemSpec": "tensorbus.codecs.item",
     "JobSpec": "tensorbus.aggregator.job",

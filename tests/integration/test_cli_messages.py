@@ -280,7 +280,7 @@ async def test_progress_is_shown_to_people_only(url: str, tmp_path: Path) -> Non
     slow = tmp_path / "slow.bin"
     slow.write_bytes(bytes(8 << 20))
     script = (
-        "import time, tensorbus.cli.transfer_bar as t; from tensorbus.bus.progress import Progress\n"
+        "import time, tensorbus.cli.transfer_bar as t; from tensorbus.bus.client.progress import Progress\n"
         "with t.TransferBar('publishing slow.bin') as bar:\n"
         "    bar(Progress(1, 100, 1, 100, 'w')); time.sleep(1.1); bar(Progress(50, 100, 50, 100, 'w'))\n"
     )

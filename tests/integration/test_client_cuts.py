@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from tensorbus.bus.client import Client
-from tensorbus.bus.connection import ClientSettings
-from tensorbus.bus.progress import Progress
-from tensorbus.bus.settings import ServerSettings
+from tensorbus.bus.client.connection import ClientSettings
+from tensorbus.bus.client.progress import Progress
+from tensorbus.bus.server.settings import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import (
     BrokerUnavailable,

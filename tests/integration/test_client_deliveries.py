@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tensorbus.bus.client import Client
-from tensorbus.bus.connection import ClientSettings
-from tensorbus.bus.delivery import Delivery
+from tensorbus.bus.client.connection import ClientSettings
+from tensorbus.bus.client.delivery import Delivery
+from tensorbus.bus.client.subscription import Subscription
 from tensorbus.bus.messages import DeliveryInfo
-from tensorbus.bus.subscription import Subscription
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import AlreadySettled, ClientClosed, Conflict, InvalidName, NotFound
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tensorbus.bus.broker_settings import BrokerSettings
+from tensorbus.bus.broker.settings import BrokerSettings
 from tensorbus.bus.client import Client
-from tensorbus.bus.connection import ClientSettings
+from tensorbus.bus.client.connection import ClientSettings
+from tensorbus.bus.client.progress import Progress
 from tensorbus.bus.messages import HeaderValue
-from tensorbus.bus.progress import Progress
 from tensorbus.bus.testing import running_broker
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.quantizers.bf16 import BF16
@@ -311,7 +311,7 @@ async def test_progress_is_monotone_and_ends_at_the_totals(bus: Client) -> None:
 async def test_listing_pages_through_everything(bus: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages are listed by topic filter, in both orders, over more than one page."""
     ids = [(await bus.publish(f"list.{number % 2}", b"")).id for number in range(7)]
-    monkeypatch.setattr("tensorbus.bus.client.PAGE", 3)
+    monkeypatch.setattr("tensorbus.bus.client.client.PAGE", 3)
     assert [info.id async for info in bus.messages()] == ids
     assert [info.id async for info in bus.messages("list.0")] == ids[::2]
     assert [info.id async for info in bus.messages(newest_first=True)] == ids[::-1]

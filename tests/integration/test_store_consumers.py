@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tensorbus.bus.broker import Broker
+from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.stores.base import StoredDelivery
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.bus.uploads import Upload
 from tensorbus.errors import AlreadySettled, Conflict, InvalidName, InvalidRequest, MessageAborted, NotFound
 from tensorbus.streaming.raw import RawEncoder
 

@@ -11,12 +11,12 @@ from threading import Event
 import pytest
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.broker_settings import BrokerSettings
+from tensorbus.bus.broker.readers import Reader
+from tensorbus.bus.broker.settings import BrokerSettings
+from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
-from tensorbus.bus.readers import Reader
 from tensorbus.bus.stores.base import FrameFile, Part
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.bus.uploads import Upload
 from tensorbus.errors import (
     ChecksumMismatch,
     Conflict,

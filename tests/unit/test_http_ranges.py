@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorbus.bus.http.ranges import (
+from tensorbus.bus.server.ranges import (
     NotModified,
     Partial,
     PreconditionFailed,

@@ -6,8 +6,8 @@ import logging
 
 from aiohttp import web
 
+from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
-from tensorbus.bus.uploads import Upload
 from tensorbus.errors import InvalidRequest
 
 from .bodies import accept, chunks, expect_later

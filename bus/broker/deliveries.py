@@ -11,14 +11,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from tensorbus.bus.messages import MAX_ACK_WAIT, DeliveryInfo, MessageInfo
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.topics import matches
 from tensorbus.errors import Conflict, InvalidRequest, NotFound
 
 from .consumer import Consumer, Pending
 from .consumers import Consumers
-from .messages import MAX_ACK_WAIT, DeliveryInfo, MessageInfo
 from .open_message import OpenMessage, Phase
-from .stores.base import Store
-from .topics import matches
 from .workers import Workers
 
 _Chosen = list[tuple[Pending, MessageInfo]]

@@ -19,7 +19,7 @@ from typing import Self
 
 from aiohttp import web
 
-from tensorbus.bus.uploads import Upload
+from tensorbus.bus.broker.uploads import Upload
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
 from .buffers import Buffers

@@ -9,15 +9,15 @@ import time
 from types import TracebackType
 from typing import Self
 
+from tensorbus.bus.fields import Fields
+from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
+from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import ClientClosed, NotFound, TensorbusError
 
 from .connection import Connection, segment
 from .delivery import Delivery
-from .fields import Fields
 from .heartbeat import Heartbeat
 from .message import describe
-from .messages import ConsumerConfig, DeliveryInfo
-from .topics import check_consumer_name
 
 log = logging.getLogger("tensorbus.client")
 

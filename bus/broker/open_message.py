@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import datetime
 from enum import Enum
 
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.streaming.headers import Envelope
 
-from .messages import MessageInfo
 from .wakeup import Wakeup
 
 

@@ -6,16 +6,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tensorbus.bus import messages
+from tensorbus.bus.messages import HeaderValue
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import TensorbusError
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.sources import Source
 
-from . import messages
 from .body import Body
 from .connection import TRANSIENT, Connection, json_object, segment
 from .encoding import Encoding
-from .messages import HeaderValue
 from .progress import ProgressReporter
 from .retry import Retry
 from .stall import stalls_after

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.settings import ServerSettings
 
 from .buffers import Buffers
+from .settings import ServerSettings
 
 T = TypeVar("T")
 

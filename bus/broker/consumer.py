@@ -13,10 +13,10 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tensorbus.bus.messages import ConsumerConfig
+from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
 from tensorbus.errors import AlreadySettled, NotFound
 
-from .messages import ConsumerConfig
-from .stores.base import StoredConsumer, StoredDelivery
 from .wakeup import Wakeup
 
 _TOKEN = re.compile(r"([0-9a-f]{8})([0-9a-f]{32})([0-9a-f]{1,8})", re.ASCII)

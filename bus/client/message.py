@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from os import PathLike
 from typing import cast
 
+from tensorbus.bus.fields import Fields
+from tensorbus.bus.messages import HeaderValue, MessageInfo
 from tensorbus.codecs import registry
 from tensorbus.codecs.base import Serializer, Sink
 from tensorbus.codecs.item import ItemSpec
@@ -23,9 +25,7 @@ from tensorbus.streaming.specs import to_spec
 
 from .connection import Connection, segment
 from .downloads import Download
-from .fields import Fields
 from .item_sink import DecodedItem, ItemSink
-from .messages import HeaderValue, MessageInfo
 from .passes import ItemPass, MessagePass, Pass
 from .progress import ProgressCallback, ProgressReporter
 from .reading import Reading

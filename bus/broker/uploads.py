@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self
 
+from tensorbus.bus.messages import MessageInfo, Receipt
+from tensorbus.bus.stores.base import FrameFile, Part, Store, StoredDelivery
 from tensorbus.errors import LimitExceeded, MessageAborted, TensorbusError
 from tensorbus.streaming.frames import FrameParser, Kind
 from tensorbus.streaming.sequence import MessageChecker
 
-from .broker_settings import BrokerSettings
-from .messages import MessageInfo, Receipt
 from .open_message import OpenMessage, Phase
-from .stores.base import FrameFile, Part, Store, StoredDelivery
+from .settings import BrokerSettings
 from .wakeup import Wakeup
 from .workers import Workers
 

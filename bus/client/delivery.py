@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from tensorbus.bus.messages import DeliveryInfo, MessageInfo
 from tensorbus.errors import AlreadySettled
 from tensorbus.streaming.entries import Entry
 
 from .connection import TRANSIENT, Connection, JsonObject, segment
 from .message import Message
-from .messages import DeliveryInfo, MessageInfo
 from .retry import Retry
 
 Settlement = Literal["ack", "nak", "term"]

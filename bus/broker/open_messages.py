@@ -6,13 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from tensorbus.bus.messages import Receipt
+from tensorbus.bus.stores.base import Store
 from tensorbus.errors import LimitExceeded, MessageAborted
 
-from .broker_settings import BrokerSettings
 from .consumers import Consumers
-from .messages import Receipt
 from .open_message import OpenMessage, Phase
-from .stores.base import Store
+from .settings import BrokerSettings
 from .uploads import Upload, UploadHost
 from .workers import Workers
 

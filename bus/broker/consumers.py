@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from tensorbus.bus.messages import ConsumerConfig, ConsumerInfo
+from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
+from tensorbus.bus.topics import check_consumer_name, matches
 from tensorbus.errors import Conflict, LimitExceeded, NotFound
 
 from .consumer import Consumer, new_uid
-from .messages import ConsumerConfig, ConsumerInfo
 from .open_message import OpenMessage
-from .stores.base import Store, StoredConsumer, StoredDelivery
-from .topics import check_consumer_name, matches
 
 
 class Consumers:

@@ -19,18 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Self
 
-from tensorbus.errors import (
-    InvalidRequest,
-    MessageAborted,
-    NotFound,
-    StoreDamaged,
-)
-
-from . import frame_index
-from .broker_settings import BrokerSettings
-from .consumers import Consumers
-from .deliveries import Deliveries
-from .messages import (
+from tensorbus.bus.messages import (
     BrokerStats,
     ConsumerConfig,
     ConsumerInfo,
@@ -41,11 +30,22 @@ from .messages import (
     State,
     TopicInfo,
 )
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic, matches
+from tensorbus.errors import (
+    InvalidRequest,
+    MessageAborted,
+    NotFound,
+    StoreDamaged,
+)
+
+from . import frame_index
+from .consumers import Consumers
+from .deliveries import Deliveries
 from .open_message import OpenMessage, Phase
 from .open_messages import OpenMessages
 from .readers import Reader
-from .stores.base import Store
-from .topics import check_filter, check_key, check_message_id, check_topic, matches
+from .settings import BrokerSettings
 from .uploads import Upload
 from .workers import Workers
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import AsyncIterator
 from typing import Self
 
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import MessageAborted, StoreDamaged
 
-from .messages import MessageInfo
 from .open_message import OpenMessage, Phase
 from .workers import Workers
 

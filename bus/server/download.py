@@ -7,8 +7,8 @@ import logging
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
+from tensorbus.bus.broker.readers import Reader
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.readers import Reader
 from tensorbus.errors import Conflict, TensorbusError, TransferStalled
 
 from .context import context

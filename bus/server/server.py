@@ -12,12 +12,13 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.http import consumers, messages, operations, publish
-from tensorbus.bus.http.context import CONTEXT, Context
-from tensorbus.bus.http.logs import log_middleware
-from tensorbus.bus.http.problems import problem_middleware
-from tensorbus.bus.settings import ServerSettings
 from tensorbus.errors import PortInUse
+
+from . import consumers, messages, operations, publish
+from .context import CONTEXT, Context
+from .logs import log_middleware
+from .problems import problem_middleware
+from .settings import ServerSettings
 
 log = logging.getLogger("tensorbus.server")
 

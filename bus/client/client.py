@@ -6,19 +6,27 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
+from tensorbus.bus.fields import Fields
+from tensorbus.bus.messages import (
+    ConsumerConfig,
+    ConsumerInfo,
+    HeaderValue,
+    MessageInfo,
+    MessagePage,
+    Start,
+    TopicInfo,
+)
+from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.streaming.headers import check_headers
 from tensorbus.streaming.sources import ItemSource, Source, open_source
 
 from .connection import ClientSettings, Connection, segment
-from .fields import Fields
 from .message import Message, describe
-from .messages import ConsumerConfig, ConsumerInfo, HeaderValue, MessageInfo, MessagePage, Start, TopicInfo
 from .progress import ProgressCallback, ProgressReporter
 from .publishing import Publication, Receipt
 from .subscription import Subscription
-from .topics import check_filter, check_key, check_message_id, check_topic
 
 PAGE = 100
 """Messages asked for at a time by `Client.messages`."""

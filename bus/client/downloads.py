@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound, TensorbusError
 from tensorbus.streaming.frames import FrameParser
 
 from .connection import TRANSIENT, Connection, segment
-from .messages import MessageInfo
 from .retry import Retry
 
 

@@ -1,0 +1,21 @@
+"""The async client: the library's face."""
+
+from .client import Client
+from .connection import ClientSettings
+from .delivery import Delivery
+from .item_sink import DecodedItem
+from .message import Message
+from .progress import Progress
+from .publishing import Receipt
+from .subscription import Subscription
+
+__all__ = [
+    "Client",
+    "ClientSettings",
+    "DecodedItem",
+    "Delivery",
+    "Message",
+    "Progress",
+    "Receipt",
+    "Subscription",
+]
