@@ -9,9 +9,9 @@
 ``follow``: as memory, but the receiver decodes while the publisher still sends, into tensors that it has.
 
 Growth is the peak resident size (VmHWM) during the transfer beyond the resident size just before it, model
-and accumulator being there already; of the broker it is its peak in all. Every row is made by fresh processes.
-Time runs from the call of ``publish`` to the last value in its place. The unit of the last column is the
-time that one copy of the same values in memory takes in the same run.
+and accumulator being there already; of the broker it is its peak in all. Fresh processes make every row.
+Time runs from the call of ``publish`` to the last value in its place. The last column counts it in copies:
+the time that one copy of the same values in memory takes in the same run.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tensorbus.codecs import registry
-from tensorbus.codecs.base import Sink
+from tensorbus.codecs.base import Serializer, Sink
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.memory import ValueBuffer
 from tensorbus.errors import UnsupportedContainer
@@ -15,12 +15,25 @@ from .raw import CONTAINER
 from .sources import SAFETENSORS
 
 
+def serializer_of(container: str) -> Serializer:
+    """What makes tensors or arrays of a message whose container is of this kind.
+
+    A state_dict of torch, and a safetensors file, become arrays of numpy where torch is not installed; a
+    plain byte string is a container of one.
+
+    Raises:
+        UnknownCodec: no serializer of this kind is installed.
+    """
+    if container in ("torch", SAFETENSORS):
+        container = "torch" if find_spec("torch") else "numpy"
+    return registry.serializer("numpy" if container == CONTAINER else container)
+
+
 def open_sink(envelope: Envelope, into: object | None = None) -> Sink:
     """The sink for a message that is to be held in memory.
 
-    Without ``into`` the container is of the publisher's kind; a safetensors file becomes a state_dict of
-    torch, or of numpy where torch is not installed. With ``into`` its tensors are overwritten, whatever the
-    kind.
+    Without ``into`` the container is of the publisher's kind, or what `serializer_of` says instead. With
+    ``into`` its tensors are overwritten, whatever the kind.
 
     Raises:
         UnknownCodec: no serializer for the publisher's kind is installed.
@@ -30,9 +43,7 @@ def open_sink(envelope: Envelope, into: object | None = None) -> Sink:
         return registry.serializer_for(into).sink(into)
     if envelope.container == CONTAINER:
         return BytesSink()
-    if envelope.container == SAFETENSORS:
-        return registry.serializer("torch" if find_spec("torch") else "numpy").sink()
-    return registry.serializer(envelope.container).sink()
+    return serializer_of(envelope.container).sink()
 
 
 class BytesSink(Sink):

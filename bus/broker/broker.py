@@ -106,7 +106,8 @@ class Broker:
 
         Raises:
             InvalidName: the topic or the key.
-            LimitExceeded: ``size`` is over the limit, or too many uploads are open.
+            LimitExceeded: ``size`` is over the limit.
+            BrokerBusy: too many uploads are open.
             StorageFull: there is no room for ``size`` more bytes.
         """
         check_topic(topic)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.base import Store
-from tensorbus.errors import LimitExceeded, MessageAborted
+from tensorbus.errors import BrokerBusy, LimitExceeded, MessageAborted
 
 from .consumers import Consumers
 from .open_message import OpenMessage, Phase
@@ -67,7 +67,7 @@ class OpenMessages:
         if self._closing:
             raise MessageAborted("the broker shuts down; try again later")
         if len(self._uploads) >= self._settings.max_open_messages:
-            raise LimitExceeded(f"{len(self._uploads)} messages are being published, the broker's limit")
+            raise BrokerBusy(f"{len(self._uploads)} messages are being published, the limit; try later")
         message = OpenMessage(uuid4().hex, topic, key, datetime.fromtimestamp(self._clock(), UTC))
         upload = Upload(message, self._host)
         self.messages[message.id] = message

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from importlib.util import find_spec
 from os import PathLike
 from typing import cast
 
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo
-from tensorbus.codecs import registry
 from tensorbus.codecs.base import Serializer, Sink
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import NotFound
@@ -19,8 +17,7 @@ from tensorbus.streaming.container import SliceEvent
 from tensorbus.streaming.entries import Entry, parse_entry
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.raw import CONTAINER as BYTES
-from tensorbus.streaming.sinks import open_sink
-from tensorbus.streaming.sources import SAFETENSORS
+from tensorbus.streaming.sinks import open_sink, serializer_of
 from tensorbus.streaming.specs import to_spec
 
 from .connection import Connection, segment
@@ -91,7 +88,7 @@ class Message:
         sinks: list[ItemSink] = []
 
         def make_sink(envelope: Envelope) -> Sink:
-            sinks.append(ItemSink(_serializer(envelope.container).sink))
+            sinks.append(ItemSink(serializer_of(envelope.container).sink))
             return sinks[0]
 
         async with aclosing(self._reading(make_sink, progress).slices()) as slices:
@@ -165,7 +162,7 @@ class Message:
         """
         spec = self._spec(name)
         base = spec if spec.view is None else self._spec(spec.view.of)
-        sink = _serializer(self.info.container).sink()
+        sink = serializer_of(self.info.container).sink()
         for each in (base,) if spec.view is None else (base, spec):
             sink.begin(each)
         values = cast("Mapping[str, object]", await self._item_reading(base, sink, progress).run())
@@ -207,7 +204,7 @@ class Message:
             return
         # A view has no frames of its own: it is cut out of the item in which it lies.
         found = await self.item(spec.name, progress)
-        await self._connection.in_thread(lambda: _write(_serializer(self.info.container), found, sink))
+        await self._connection.in_thread(lambda: _write(serializer_of(self.info.container), found, sink))
 
     def _spec(self, name: str) -> ItemSpec:
         for spec in self.manifest:
@@ -226,13 +223,6 @@ async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo
     manifest = Fields(answer, "message").array("manifest")
     entries = tuple(parse_entry(Fields(entry, "manifest").document) for entry in manifest)
     return MessageInfo.from_json(answer), entries
-
-
-def _serializer(container: str) -> Serializer:
-    """Makes tensors or arrays, one by one, of a container of this kind."""
-    if container == SAFETENSORS:
-        container = "torch" if find_spec("torch") else "numpy"
-    return registry.serializer("numpy" if container == BYTES else container)
 
 
 def _file_sink(as_bytes: bool, path: str | PathLike[str], envelope: Envelope | None = None) -> Sink:

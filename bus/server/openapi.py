@@ -140,6 +140,7 @@ def _publish() -> Part:
             "410": _problem("The upload was replaced by another one with the same key, or deleted."),
             "411": _problem("A body that is not frames came without Content-Length."),
             "413": _problem("A limit is exceeded."),
+            "503": _problem("Too many messages are being published; try later."),
             "422": _problem("The body is no valid sequence of frames, or ended early."),
             "507": _problem("The disk is full."),
         },

@@ -17,38 +17,55 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tensorbus.aggregator.job import JobSpec
     from tensorbus.aggregator.participant import Participant, Task
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.delivery import Delivery
+    from tensorbus.bus.client import (
+        Client,
+        ClientSettings,
+        Delivery,
+        Message,
+        Progress,
+        Receipt,
+        Subscription,
+    )
     from tensorbus.codecs.item import Item, ItemSpec
     from tensorbus.codecs.pipeline import Pipeline
     from tensorbus.errors import TensorbusError
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "Client": "tensorbus.bus.client",
+    "ClientSettings": "tensorbus.bus.client",
+    "Delivery": "tensorbus.bus.client",
+    "Item": "tensorbus.codecs.item",
+    "ItemSpec": "tensorbus.codecs.item",
+    "JobSpec": "tensorbus.aggregator.job",
+    "Message": "tensorbus.bus.client",
+    "Participant": "tensorbus.aggregator.participant",
+    "Pipeline": "tensorbus.codecs.pipeline",
+    "Progress": "tensorbus.bus.client",
+    "Receipt": "tensorbus.bus.client",
+    "Subscription": "tensorbus.bus.client",
+    "Task": "tensorbus.aggregator.participant",
+    "TensorbusError": "tensorbus.errors",
+}
+
 __all__ = [
     "Client",
+    "ClientSettings",
     "Delivery",
     "Item",
     "ItemSpec",
     "JobSpec",
+    "Message",
     "Participant",
     "Pipeline",
+    "Progress",
+    "Receipt",
+    "Subscription",
     "Task",
     "TensorbusError",
     "__version__",
 ]
-
-_HOMES = {
-    "Client": "tensorbus.bus.client",
-    "Delivery": "tensorbus.bus.client.delivery",
-    "Item": "tensorbus.codecs.item",
-    "ItemSpec": "tensorbus.codecs.item",
-    "JobSpec": "tensorbus.aggregator.job",
-    "Participant": "tensorbus.aggregator.participant",
-    "Pipeline": "tensorbus.codecs.pipeline",
-    "Task": "tensorbus.aggregator.participant",
-    "TensorbusError": "tensorbus.errors",
-}
 
 
 def __getattr__(name: str) -> object:

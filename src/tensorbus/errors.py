@@ -231,6 +231,12 @@ class TransferCancelled(TensorbusError):
     slug = "transfer-cancelled"
 
 
+class BrokerBusy(BrokerUnavailable):
+    """The broker does as much as it may at a time; the same request succeeds later."""
+
+    slug = "broker-busy"
+
+
 class Unauthorized(TensorbusError, PermissionError):
     """The token is missing, unknown or lacks the right."""
 
