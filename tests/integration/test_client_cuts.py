@@ -51,7 +51,6 @@ class CuttingProxy:
         self.pace = 0.0
         self.stop_up_at: int | None = None
         self.carried_up = 0
-        self.carried_down = 0
         self.connections = 0
         self.ranges: list[int] = []
         """First bytes that were asked for, request by request."""
@@ -108,8 +107,6 @@ class CuttingProxy:
                 if way == "up":
                     self.carried_up += len(data)
                     self.ranges += [int(start) for start in re.findall(rb"Range: bytes=(\d+)-", data)]
-                else:
-                    self.carried_down += len(data)
                 writer.write(data)
                 await writer.drain()
                 await asyncio.sleep(self.pace)
