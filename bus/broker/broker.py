@@ -19,17 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, Self
 
-from tensorbus.bus.messages import (
-    BrokerStats,
-    ConsumerConfig,
-    ConsumerInfo,
-    DeliveryInfo,
-    MessageInfo,
-    MessagePage,
-    Receipt,
-    State,
-    TopicInfo,
-)
+from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, DeliveryInfo
+from tensorbus.bus.messages import BrokerStats, MessageInfo, MessagePage, Receipt, State, TopicInfo
 from tensorbus.bus.stores.base import Store
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic, matches
 from tensorbus.errors import (

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tensorbus.bus.messages import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
 from tensorbus.errors import AlreadySettled, NotFound
 

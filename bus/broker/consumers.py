@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from tensorbus.bus.messages import ConsumerConfig, ConsumerInfo
+from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
 from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
 from tensorbus.bus.topics import check_consumer_name, matches
 from tensorbus.errors import Conflict, LimitExceeded, NotFound

@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from tensorbus.bus.messages import MAX_ACK_WAIT, DeliveryInfo, MessageInfo
+from tensorbus.bus.consumers import MAX_ACK_WAIT, DeliveryInfo
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.bus.stores.base import Store
 from tensorbus.bus.topics import matches
 from tensorbus.errors import Conflict, InvalidRequest, NotFound

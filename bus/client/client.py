@@ -6,16 +6,9 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
+from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, Start
 from tensorbus.bus.fields import Fields
-from tensorbus.bus.messages import (
-    ConsumerConfig,
-    ConsumerInfo,
-    HeaderValue,
-    MessageInfo,
-    MessagePage,
-    Start,
-    TopicInfo,
-)
+from tensorbus.bus.messages import HeaderValue, MessageInfo, MessagePage, TopicInfo
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from tensorbus.bus.messages import DeliveryInfo, MessageInfo
+from tensorbus.bus.consumers import DeliveryInfo
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import AlreadySettled
 from tensorbus.streaming.entries import Entry
 

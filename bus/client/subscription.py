@@ -9,8 +9,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.fields import Fields
-from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import ClientClosed, NotFound, TensorbusError
 

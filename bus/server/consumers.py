@@ -7,8 +7,8 @@ from contextlib import suppress
 from aiohttp import web
 
 from tensorbus.bus.broker import Broker
+from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.fields import Fields
-from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
 from tensorbus.errors import TensorbusError
 
 from .bodies import expect_later, read_json

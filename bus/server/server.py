@@ -1,4 +1,4 @@
-"""The HTTP server: a Broker's operations as resources under /v1. Thin; the parts are in ``http/``."""
+"""The HTTP server: a Broker's operations as resources under /v1. Thin; the parts are beside it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from tensorbus.bus.messages import ConsumerConfig, MessageInfo, Receipt, TopicInfo
+from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 
 Part = bytes | bytearray | memoryview
 

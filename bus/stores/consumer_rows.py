@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from sqlite3 import Connection
 
-from tensorbus.bus.messages import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig
 
 from .base import StoredConsumer, StoredDelivery
 

@@ -21,7 +21,7 @@ MIB = 1 << 20
 LIMIT = 4 * MIB
 UPLOADS = 32
 LARGE = 3 * MIB
-"""Large enough to be received past aiohttp; see bus/http/receiver.py."""
+"""Large enough to be received past aiohttp; see bus/server/receiver.py."""
 
 
 def message(size: int = 100_000, value: bytes = b"a") -> list[bytes]:
@@ -251,7 +251,7 @@ async def test_a_second_upload_with_the_same_key_replaces_the_first(http: aiohtt
 
 
 async def test_uploads_at_a_time_are_limited(http: aiohttp.ClientSession) -> None:
-    """One more upload than allowed is refused with 413 and the limit; the others go on."""
+    """One more upload than allowed is refused with 503 and comes later; the others go on."""
     parts = message()
     go_on = asyncio.Event()
 
@@ -268,6 +268,6 @@ async def test_uploads_at_a_time_are_limited(http: aiohttp.ClientSession) -> Non
     while len(await listed(http, state="open")) < UPLOADS:
         await asyncio.sleep(0)
     async with http.post(POST, data=b"".join(parts), headers=FRAMES) as answer:
-        await problem(answer, 413, "limit-exceeded")
+        await problem(answer, 503, "broker-busy")
     go_on.set()
     assert await asyncio.gather(*uploads) == [201] * UPLOADS

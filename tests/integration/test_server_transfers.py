@@ -21,7 +21,7 @@ MIB = 1 << 20
 LIMIT = 4 * MIB
 UPLOADS = 32
 LARGE = 3 * MIB
-"""Large enough to be received past aiohttp; see bus/http/receiver.py."""
+"""Large enough to be received past aiohttp; see bus/server/receiver.py."""
 
 
 def message(size: int = 100_000, value: bytes = b"a") -> list[bytes]:

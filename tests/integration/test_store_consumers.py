@@ -10,7 +10,7 @@ import pytest
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
-from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
+from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.stores.base import StoredDelivery
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.errors import AlreadySettled, Conflict, InvalidName, InvalidRequest, MessageAborted, NotFound

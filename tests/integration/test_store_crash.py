@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.messages import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.streaming.frames import FrameParser
 from tensorbus.streaming.sequence import MessageChecker
@@ -18,7 +18,7 @@ from tensorbus.streaming.sequence import MessageChecker
 PUBLISHER = """
 import asyncio, os, random, sys
 from tensorbus.bus.broker.broker import Broker, BrokerSettings
-from tensorbus.bus.messages import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.streaming.raw import RawEncoder
 

@@ -12,7 +12,8 @@ import pytest
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
-from tensorbus.bus.messages import ConsumerConfig, Receipt
+from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.errors import NotFound, StorageError, StoreDamaged, StoreInUse, StoreVersion
 from tensorbus.streaming.raw import RawEncoder

@@ -11,7 +11,7 @@ import pytest
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
-from tensorbus.bus.messages import ConsumerConfig, DeliveryInfo
+from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.errors import AlreadySettled, Conflict
 from tensorbus.streaming.raw import RawEncoder

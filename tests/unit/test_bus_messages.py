@@ -7,16 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tensorbus.bus.messages import (
-    ConsumerConfig,
-    ConsumerInfo,
-    DeliveryInfo,
-    MessageInfo,
-    MessagePage,
-    Receipt,
-    TopicInfo,
-    check_headers,
-)
+from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, DeliveryInfo
+from tensorbus.bus.messages import MessageInfo, MessagePage, Receipt, TopicInfo, check_headers
 from tensorbus.errors import InvalidName, InvalidRequest, LimitExceeded
 
 MOMENT = datetime(2025, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
