@@ -141,7 +141,7 @@ def test_site_image_has_torch_and_runs_as_a_user_without_rights(federation: Fede
 
 def test_plain_images_are_small(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
     """Without torch, Tensorbus and all that it needs add less than 200 MiB to the base image."""
-    base = _size("docker.io/library/python:3.11-slim")
+    base = _size("python:3.11-slim")
     sizes = {name: _size(f"tensorbus-{name}") for name in ("broker", "aggregator", "site")}
     with capsys.disabled():
         print("\nimages, MiB:", {name: round(size / 2**20) for name, size in {"base": base, **sizes}.items()})
