@@ -12,10 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.delivery import Delivery
-from tensorbus.bus.client.message import Message
-from tensorbus.bus.client.subscription import Subscription
+from tensorbus.bus.client import Client, Delivery, Message, Subscription
 from tensorbus.errors import (
     AlreadySettled,
     CodecError,

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 
-from tensorbus.bus.client.message import Message
+from tensorbus.bus.client import Message
 from tensorbus.codecs.item import Item
 from tensorbus.errors import NotFound, TensorbusError
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from tensorbus.bus.client.client import Client, Receipt
+from tensorbus.bus.client import Client, Receipt
 from tensorbus.bus.client.progress import ProgressCallback
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import AlreadySettled, JobError, NotFound

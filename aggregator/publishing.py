@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.progress import Progress
+from tensorbus.bus.client import Client, Progress
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import JobError, NotFound
 

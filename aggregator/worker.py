@@ -16,9 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.message import Message
-from tensorbus.bus.client.subscription import Subscription
+from tensorbus.bus.client import Client, Message, Subscription
 from tensorbus.errors import BrokerUnavailable, NotFound, TransferStalled
 from tensorbus.streaming.sources import ItemSource
 

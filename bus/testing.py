@@ -12,10 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tensorbus.bus.broker import Broker
-from tensorbus.bus.broker.settings import BrokerSettings
-from tensorbus.bus.server import Server
-from tensorbus.bus.server.settings import ServerSettings
+from tensorbus.bus.broker import Broker, BrokerSettings
+from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.stores.file import FileStore
 
 

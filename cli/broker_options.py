@@ -37,8 +37,7 @@ def broker_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def with_client(url: str, token: str | None, work: Callable[[Client], Awaitable[T]]) -> T:
     """Open a client, do ``work`` with it, and close it."""
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.connection import ClientSettings
+    from tensorbus.bus.client import Client, ClientSettings
 
     from .allocator import keep_large_buffers
     from .loops import run

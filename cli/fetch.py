@@ -12,8 +12,7 @@ from .output import print_json, size
 from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.message import Message
+    from tensorbus.bus.client import Client, Message
 
 
 @click.command("fetch")

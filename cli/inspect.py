@@ -14,8 +14,7 @@ from .broker_options import broker_options, with_client
 from .output import print_json, share, size
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.message import Message
+    from tensorbus.bus.client import Client, Message
     from tensorbus.codecs.item import ItemSpec
 
 

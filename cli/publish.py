@@ -13,8 +13,7 @@ from .output import print_json, share, size
 from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.publishing import Receipt
+    from tensorbus.bus.client import Client, Receipt
 
 
 @click.command("publish")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from tensorbus.bus.client.progress import Progress
+from tensorbus.bus.client import Progress
 
 from .output import print_json, share, size
 from .transfer_bar import TransferBar

@@ -12,11 +12,9 @@ from pathlib import Path
 import click
 
 from tensorbus import __version__
-from tensorbus.bus.broker import Broker
-from tensorbus.bus.broker.settings import BrokerSettings
-from tensorbus.bus.server import Server
+from tensorbus.bus.broker import Broker, BrokerSettings
+from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.server.logs import configure_logs
-from tensorbus.bus.server.settings import ServerSettings
 from tensorbus.bus.stores.file import FileStore
 
 from .allocator import keep_large_buffers

@@ -13,8 +13,7 @@ from .output import print_json, size
 from .transfer_bar import TransferBar
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client import Client
-    from tensorbus.bus.client.delivery import Delivery
+    from tensorbus.bus.client import Client, Delivery
     from tensorbus.bus.messages import MessageInfo
 
 

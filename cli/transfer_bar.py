@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client.progress import Progress
+    from tensorbus.bus.client import Progress
 
 QUIET_SECONDS = 1.0
 """A transfer that is done sooner shows no bar."""

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-from tensorbus.bus.client.progress import Progress, ProgressCallback
+from tensorbus.bus.client import Progress
+from tensorbus.bus.client.progress import ProgressCallback
 
 from .memory import PeakMeter
 

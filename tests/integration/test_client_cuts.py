@@ -15,10 +15,8 @@ import numpy.typing as npt
 import pytest
 import uvloop
 
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.connection import ClientSettings
-from tensorbus.bus.client.progress import Progress
-from tensorbus.bus.server.settings import ServerSettings
+from tensorbus.bus.client import Client, ClientSettings, Progress
+from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import (
     BrokerUnavailable,

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.connection import ClientSettings
-from tensorbus.bus.client.delivery import Delivery
-from tensorbus.bus.client.subscription import Subscription
+from tensorbus.bus.client import Client, ClientSettings, Delivery, Subscription
 from tensorbus.bus.consumers import DeliveryInfo
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import AlreadySettled, ClientClosed, Conflict, InvalidName, NotFound

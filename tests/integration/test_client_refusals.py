@@ -18,10 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tensorbus.bus.broker.settings import BrokerSettings
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.connection import ClientSettings
-from tensorbus.bus.client.progress import Progress
+from tensorbus.bus.broker import BrokerSettings
+from tensorbus.bus.client import Client, ClientSettings, Progress
 from tensorbus.bus.messages import HeaderValue
 from tensorbus.bus.testing import running_broker
 from tensorbus.codecs.pipeline import Pipeline

@@ -22,11 +22,8 @@ from tensorbus.aggregator.models import GlobalModel, newest_model
 from tensorbus.aggregator.participant import Participant, Task
 from tensorbus.aggregator.worker import Aggregator
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.connection import ClientSettings
-from tensorbus.bus.client.progress import Progress
-from tensorbus.bus.server import Server
-from tensorbus.bus.server.settings import ServerSettings
+from tensorbus.bus.client import Client, ClientSettings, Progress
+from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import InvalidRequest, JobError, NonFiniteValues, RoundClosed
@@ -292,9 +289,6 @@ HALF_WAY = """
 import asyncio, os, signal, sys
 import numpy as np
 from tensorbus.aggregator.participant import Participant
-from tensorbus.bus.broker import Broker
-from tensorbus.bus.client import Client
-from tensorbus.bus.client.connection import ClientSettings
 
 def die(progress):
     if progress.bytes_on_wire > 0.5 * progress.total_on_wire:

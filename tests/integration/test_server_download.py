@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from tensorbus.bus.server.settings import ServerSettings
+from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.streaming.frames import Kind, encode_frame
 from tensorbus.streaming.packing import pack, pack_array

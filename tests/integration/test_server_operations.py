@@ -14,9 +14,9 @@ from aiohttp import web
 from openapi_spec_validator import validate
 
 from tensorbus.bus.broker import Broker
+from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.server.logs import JsonLines
 from tensorbus.bus.server.server import build_app
-from tensorbus.bus.server.settings import ServerSettings
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.bus.testing import running_broker
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from tensorbus.bus.broker.settings import BrokerSettings
-from tensorbus.bus.server.settings import ServerSettings
+from tensorbus.bus.broker import BrokerSettings
+from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.streaming.raw import RawEncoder
 

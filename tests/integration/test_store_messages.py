@@ -10,9 +10,8 @@ from threading import Event
 
 import pytest
 
-from tensorbus.bus.broker import Broker
+from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.readers import Reader
-from tensorbus.bus.broker.settings import BrokerSettings
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.base import FrameFile, Part
