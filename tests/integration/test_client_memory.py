@@ -20,6 +20,7 @@ ELEMENTS = 1 << 28
 CHILD = """
 import asyncio, sys
 import numpy as np
+from tensorbus.bus.client import Client
 
 def status(field):
     with open("/proc/self/status") as lines:

@@ -289,6 +289,7 @@ HALF_WAY = """
 import asyncio, os, signal, sys
 import numpy as np
 from tensorbus.aggregator.participant import Participant
+from tensorbus.bus.client import Client
 
 def die(progress):
     if progress.bytes_on_wire > 0.5 * progress.total_on_wire:

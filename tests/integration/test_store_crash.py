@@ -17,6 +17,7 @@ from tensorbus.streaming.sequence import MessageChecker
 
 PUBLISHER = """
 import asyncio, os, random, sys
+from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.streaming.raw import RawEncoder
