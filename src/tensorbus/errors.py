@@ -94,10 +94,23 @@ class PayloadMismatch(CodecError):
     slug = "payload-mismatch"
 
 
+class KernelsUnavailable(CodecError):
+    """TENSORBUS_KERNELS or TENSORBUS_ISA asks for compiled kernels that this installation has not."""
+
+    slug = "kernels-unavailable"
+
+
 class ManifestMismatch(CodecError):
     """Two descriptions of the same container disagree: names, shapes, dtypes."""
 
     slug = "manifest-mismatch"
+
+
+class MissingBase(CodecError):
+    """An item is encoded against a base, a container that both ends hold, and this end does not hold it."""
+
+    status = 409
+    slug = "missing-base"
 
 
 # --- frames ------------------------------------------------------------------------------------------

@@ -1,0 +1,7 @@
+"""The compiled half of the codecs: a small C file for each idea, and the loader of what was built of them."""
+
+from __future__ import annotations
+
+from .loader import KernelStatus, forced, native, pointer, status
+
+__all__ = ["KernelStatus", "forced", "native", "pointer", "status"]
