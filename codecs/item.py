@@ -66,6 +66,12 @@ class Item(ABC):
     """Whether what ``read`` returns is the container's own memory, which stays as long as the container does;
     such slices are sent from where they lie."""
 
+    concurrent: bool = False
+    """Whether several threads may call ``read_into`` at once, also of different items of the same source."""
+
+    device: str | None = None
+    """Where the values lie, as torch names it (``cuda:0``), if ``device_slice`` gives them there."""
+
     @abstractmethod
     def read(self, offset: int, count: int) -> memoryview:
         """The raw bytes of elements ``offset`` to ``offset + count`` in C order, original dtype.
@@ -77,3 +83,7 @@ class Item(ABC):
     def read_into(self, offset: int, count: int, out: memoryview) -> None:
         """Write the bytes that ``read`` would return into ``out``, which has exactly their size."""
         out[:] = self.read(offset, count).cast("B")
+
+    def device_slice(self, offset: int, count: int) -> object:
+        """The same elements as a flat tensor on ``device``; only where there is one, and by any thread."""
+        raise NotImplementedError(f"{self.spec.name!r} lies on no device")

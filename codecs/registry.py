@@ -1,8 +1,8 @@
-"""Names to quantizers and serializers.
+"""Names to quantizers, stages and serializers.
 
 A codec is imported when its name first comes up, so a message of numpy arrays never imports torch. Third
-parties add theirs with entry points in the groups ``tensorbus.quantizers`` and ``tensorbus.serializers``; the
-built-in names cannot be taken over.
+parties add theirs with entry points in the groups ``tensorbus.quantizers``, ``tensorbus.stages`` and
+``tensorbus.serializers``; the built-in names cannot be taken over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import cast
 
 from tensorbus.errors import InvalidSpecification, TensorbusError, UnknownCodec, UnsupportedContainer
 
-from .base import Quantizer, Serializer
+from .base import Quantizer, Serializer, Stage
 
 QUANTIZERS: dict[str, str] = {
     "none": "tensorbus.codecs.quantizers.none:NoQuantizer",
@@ -26,6 +26,16 @@ QUANTIZERS: dict[str, str] = {
     "fp4": "tensorbus.codecs.quantizers.fp4:FP4",
     "nf4": "tensorbus.codecs.quantizers.nf4:NF4",
     "nf4-dq": "tensorbus.codecs.quantizers.nf4_dq:NF4DQ",
+    "uniform": "tensorbus.codecs.quantizers.uniform:Uniform",
+    "lloyd": "tensorbus.codecs.quantizers.lloyd:Lloyd",
+    "lossless": "tensorbus.codecs.quantizers.lossless:Lossless",
+}
+
+STAGES: dict[str, str] = {
+    "delta": "tensorbus.codecs.stages.delta:Delta",
+    "same": "tensorbus.codecs.stages.same:Same",
+    "feedback": "tensorbus.codecs.stages.feedback:Feedback",
+    "rotate": "tensorbus.codecs.stages.rotate:Rotate",
 }
 
 SERIALIZERS: dict[str, str] = {
@@ -35,6 +45,7 @@ SERIALIZERS: dict[str, str] = {
 """In the order in which they are asked whether they recognise a container."""
 
 QUANTIZER_GROUP = "tensorbus.quantizers"
+STAGE_GROUP = "tensorbus.stages"
 SERIALIZER_GROUP = "tensorbus.serializers"
 
 
@@ -47,31 +58,76 @@ def quantizer(config: str | Mapping[str, object]) -> Quantizer:
         UnknownCodec: no quantizer of that name is installed.
         InvalidSpecification: the configuration is malformed, or the quantizer refuses its parameters.
     """
+    return _quantizer(_frozen(config))
+
+
+def stage(config: str | Mapping[str, object]) -> Stage:
+    """The stage called ``config``, or built from a configuration ``{"name": ..., parameter: value}``.
+
+    Raises:
+        UnknownCodec: no stage of that name is installed.
+        InvalidSpecification: the configuration is malformed, or the stage refuses its parameters.
+    """
+    return _stage(_frozen(config))
+
+
+def is_stage(name: str) -> bool:
+    """Whether a stage is called so, and no quantizer."""
+    return name in installed(STAGES, STAGE_GROUP)
+
+
+def primary(name: str) -> str | None:
+    """Which parameter the quantizer or stage called ``name`` takes without its name; None if none.
+
+    Raises:
+        UnknownCodec: nothing of that name is installed.
+    """
+    if is_stage(name):
+        cls = _load(name, STAGES, STAGE_GROUP, "stage")
+    else:
+        cls = _load(name, QUANTIZERS, QUANTIZER_GROUP, "quantizer")
+    return cast("str | None", getattr(cls, "primary", None))
+
+
+def _frozen(config: str | Mapping[str, object]) -> str:
+    """A configuration as text, under which what is built from it can be kept."""
     parameters: dict[str, object] = {"name": config} if isinstance(config, str) else dict(config)
     try:
-        return _quantizer(json.dumps(parameters, sort_keys=True, allow_nan=False))
+        return json.dumps(parameters, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, TensorbusError):
-            raise
         raise InvalidSpecification(f"codec configuration {config!r} is no JSON object: {error}") from error
 
 
 @lru_cache(maxsize=64)
 def _quantizer(config: str) -> Quantizer:
+    made = _built(config, QUANTIZERS, QUANTIZER_GROUP, "quantizer")
+    if not isinstance(made, Quantizer):
+        raise UnknownCodec(f"the plug-in for codec {config} is no Quantizer")
+    return made
+
+
+@lru_cache(maxsize=64)
+def _stage(config: str) -> Stage:
+    made = _built(config, STAGES, STAGE_GROUP, "stage")
+    if not isinstance(made, Stage):
+        raise UnknownCodec(f"the plug-in for stage {config} is no Stage")
+    return made
+
+
+def _built(config: str, table: Mapping[str, str], group: str, noun: str) -> object:
     parameters = cast(dict[str, object], json.loads(config))
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise InvalidSpecification(f"codec configuration {config} has no name")
-    cls = _load(name, QUANTIZERS, QUANTIZER_GROUP, "quantizer")
+    cls = _load(name, table, group, noun)
     try:
-        made = cls(**parameters)
-    except TypeError as error:
+        return cls(**parameters)
+    except TensorbusError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InvalidSpecification(
-            f"codec {name!r} does not take the parameters {parameters}: {error}"
+            f"{noun} {name!r} does not take the parameters {parameters}: {error}"
         ) from error
-    if not isinstance(made, Quantizer):
-        raise UnknownCodec(f"the plug-in for codec {name!r} is no Quantizer: {cls!r}")
-    return made
 
 
 def serializer(name: str) -> Serializer:

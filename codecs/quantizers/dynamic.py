@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tensorbus.codecs.scratch import scratch
 
-from .blockwise import Bytes, Floats
+from .portable import Bytes, Floats
 
 
 def dynamic_map() -> Floats:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tensorbus.codecs.scratch import scratch
 
-from .blockwise import Bytes, Floats
+from .portable import Bytes, Floats
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 

@@ -18,6 +18,7 @@ class FP4(BlockwiseQuantizer):
     """
 
     name = "fp4"
+    kernel = "fp4"
     code = FourBitCode(LEVELS)
     blocksizes = BLOCKSIZES
 

@@ -11,14 +11,16 @@ from tensorbus.codecs.dtypes import DType
 from tensorbus.codecs.floats import (
     Bytes,
     FloatArray,
-    add_weighted,
     as_bytes,
     element_count,
     narrow,
     require_finite,
     widen,
 )
+from tensorbus.codecs.kernels import native
+from tensorbus.codecs.kernels.values import native_values
 from tensorbus.codecs.scratch import pieces, scratch
+from tensorbus.codecs.values import accumulate, convert
 from tensorbus.errors import PayloadMismatch
 
 
@@ -45,7 +47,11 @@ class HalfQuantizer(Quantizer):
 
     def encode(self, source: memoryview, dtype: DType, out: memoryview) -> Encoded:
         count = element_count(source, dtype)
-        original, payload = as_bytes(source), as_bytes(out)
+        original, payload = as_bytes(source), as_bytes(out)[: 2 * count]
+        library = native()
+        if library is not None:
+            clipped = native_values(library).round(original, dtype, payload, self.half)
+            return Encoded(2 * count, clipped)
         clipped = 0
         for start, stop in pieces(count):
             piece = original[start * dtype.itemsize : stop * dtype.itemsize]
@@ -53,15 +59,10 @@ class HalfQuantizer(Quantizer):
         return Encoded(2 * count, clipped)
 
     def decode(self, payload: memoryview, dtype: DType, out: memoryview) -> None:
-        codes, target = self._codes(payload, element_count(out, dtype)), as_bytes(out)
-        for start, stop in pieces(codes.size // 2):
-            values = widen(codes[2 * start : 2 * stop], self.half)
-            narrow(values, dtype, target[start * dtype.itemsize : stop * dtype.itemsize])
+        convert(self._codes(payload, element_count(out, dtype)), self.half, as_bytes(out), dtype)
 
     def accumulate(self, payload: memoryview, dtype: DType, accumulator: Accumulator, weight: float) -> None:
-        codes = self._codes(payload, accumulator.size)
-        for start, stop in pieces(accumulator.size):
-            add_weighted(widen(codes[2 * start : 2 * stop], self.half), accumulator[start:stop], weight)
+        accumulate(self._codes(payload, accumulator.size), self.half, accumulator, weight)
 
     def _encode_piece(self, piece: Bytes, dtype: DType, out: Bytes) -> int:
         values: FloatArray = piece.view(np.float64) if dtype.name == "float64" else piece.view(np.float32)

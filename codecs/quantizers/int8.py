@@ -10,6 +10,7 @@ class Int8(BlockwiseQuantizer):
     """A byte a value and 4 bytes a block of 4096; the nearest level, so that a zero stays zero."""
 
     name = "int8"
+    kernel = "dynamic"
     code = DYNAMIC
     blocksizes = (64, 128, 256, 512, 1024, 2048, 4096)
 

@@ -33,6 +33,7 @@ class NF4(BlockwiseQuantizer):
     """Levels spaced for normally distributed values: 4 bits a value and 4 bytes a block of 64."""
 
     name = "nf4"
+    kernel = "nf4"
     code = NF4_CODE
     blocksizes = BLOCKSIZES
 

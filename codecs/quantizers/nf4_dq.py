@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from tensorbus.codecs.kernels import native
+from tensorbus.codecs.kernels.blockwise import native_absmax
 from tensorbus.codecs.scratch import scratch
 
-from .blockwise import SMALLEST_ABSMAX, BlockwiseQuantizer, Bytes, Floats
+from .blockwise import BlockwiseQuantizer
 from .dynamic import DYNAMIC
 from .nf4 import NF4_CODE
+from .portable import SMALLEST_ABSMAX, Bytes, Floats
 
 BLOCK = 64
 GROUP = 256
@@ -28,25 +31,30 @@ class DoubleQuantisedAbsmax:
         return blocks + 8 * _groups(blocks)
 
     def write(self, absmax: Floats, first: int, blocks: int, out: Bytes) -> None:
-        means, scales, codes = _fields(out, blocks)
-        for start in range(0, absmax.size, GROUP):
-            group, at = (first + start) // GROUP, first + start
+        means, scales, codes = _fields(out, first, first + absmax.size, blocks)
+        if library := native():
+            native_absmax(library).encode(absmax, means, scales, codes)
+            return
+        for group, start in enumerate(range(0, absmax.size, GROUP)):
             chunk = absmax[start : start + GROUP]
             mean = np.float32(np.mean(chunk, dtype=np.float64))
             centred = chunk - mean
             scale = np.maximum(np.max(np.abs(centred)), SMALLEST_ABSMAX)
             means[group], scales[group] = mean, scale
-            DYNAMIC.encode(centred / scale, codes[at : at + chunk.size])
+            DYNAMIC.encode(centred / scale, codes[start : start + chunk.size])
 
     def read(self, first: int, last: int, blocks: int, stored: Bytes) -> Floats:
-        means, scales, codes = _fields(stored, blocks)
+        means, scales, codes = _fields(stored, first, last, blocks)
         absmax = scratch("absmax", last - first, np.float32)
-        np.copyto(absmax, DYNAMIC.decode(codes[first:last], last - first))
+        if library := native():
+            native_absmax(library).decode(means, scales, codes, absmax)
+            return absmax
+        np.copyto(absmax, DYNAMIC.decode(codes, absmax.size))
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, absmax.size, GROUP):
+            for group, start in enumerate(range(0, absmax.size, GROUP)):
                 chunk = absmax[start : start + GROUP]
-                np.multiply(chunk, scales[(first + start) // GROUP], out=chunk)
-                np.add(chunk, means[(first + start) // GROUP], out=chunk)
+                np.multiply(chunk, scales[group], out=chunk)
+                np.add(chunk, means[group], out=chunk)
         # Rounding can carry a small absmax below 0, or one near the end of float32 beyond it.
         return np.clip(absmax, 0, LARGEST, out=absmax)
 
@@ -55,6 +63,7 @@ class NF4DQ(BlockwiseQuantizer):
     """4.127 bits a value: 12.90 % of float32, at the error of nf4."""
 
     name = "nf4-dq"
+    kernel = "nf4"
     code = NF4_CODE
     absmax_format = DoubleQuantisedAbsmax()
     blocksizes = (BLOCK,)
@@ -71,8 +80,9 @@ def _groups(blocks: int) -> int:
     return -(-blocks // GROUP)
 
 
-def _fields(stored: Bytes, blocks: int) -> tuple[Floats, Floats, Bytes]:
-    """Means, scales and codes."""
+def _fields(stored: Bytes, first: int, last: int, blocks: int) -> tuple[Floats, Floats, Bytes]:
+    """Means and scales of the groups and codes of the blocks ``first``, where one begins, to ``last``."""
     groups = _groups(blocks)
     means, scales, codes = np.split(stored, [4 * groups, 8 * groups])
-    return means.view(np.float32), scales.view(np.float32), codes
+    here = slice(first // GROUP, _groups(last))
+    return means.view(np.float32)[here], scales.view(np.float32)[here], codes[first:last]

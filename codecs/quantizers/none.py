@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
 from tensorbus.codecs.dtypes import DType
-from tensorbus.codecs.floats import QUANTISABLE, FloatArray, add_weighted, as_bytes, widen
+from tensorbus.codecs.floats import QUANTISABLE, add_weighted, as_bytes
 from tensorbus.codecs.scratch import pieces, scratch
+from tensorbus.codecs.values import accumulate
 from tensorbus.errors import PayloadMismatch, UnsupportedDtype
 
-_EXACT: dict[str, type[np.generic]] = {
-    "float64": np.float64,
+_WHOLE: dict[str, type[np.generic]] = {
     "int8": np.int8,
     "int16": np.int16,
     "int32": np.int32,
@@ -23,13 +23,14 @@ _EXACT: dict[str, type[np.generic]] = {
     "uint64": np.uint64,
     "bool": np.bool_,
 }
-"""What an accumulator sums as float64 and not as float32, by its numpy dtype."""
+"""What has no fractions and is summed as float64, by its numpy dtype."""
 
 
 class NoQuantizer(Quantizer):
     """Sends values as they are; every dtype comes back bit for bit."""
 
     name = "none"
+    exact = True
 
     def config(self) -> dict[str, object]:
         return {"name": self.name}
@@ -56,20 +57,22 @@ class NoQuantizer(Quantizer):
         """
         _require_size(payload, accumulator.size * dtype.itemsize)
         source = as_bytes(payload)
-        for start, stop in pieces(accumulator.size):
-            values = source[start * dtype.itemsize : stop * dtype.itemsize]
-            add_weighted(_numbers(values, dtype), accumulator[start:stop], weight)
+        if dtype.name in QUANTISABLE:
+            accumulate(source, dtype, accumulator, weight)
+        elif dtype.name in _WHOLE:
+            _accumulate_whole(source, _WHOLE[dtype.name], accumulator, weight)
+        else:
+            raise UnsupportedDtype(f"{dtype} cannot be summed; convert it to a wider type, or leave it out")
 
 
-def _numbers(values: npt.NDArray[np.uint8], dtype: DType) -> FloatArray:
-    if dtype.name in _EXACT:
-        typed = values.view(_EXACT[dtype.name])
-        exact = scratch("exact", typed.size, np.float64)
-        np.copyto(exact, typed)
-        return exact
-    if dtype.name in QUANTISABLE:
-        return widen(values, dtype)
-    raise UnsupportedDtype(f"{dtype} cannot be summed; convert it to a wider type, or leave it out")
+def _accumulate_whole(
+    source: npt.NDArray[np.uint8], kind: type[np.generic], accumulator: Accumulator, weight: float
+) -> None:
+    values = source.view(kind)
+    for start, stop in pieces(accumulator.size):
+        exact = scratch("exact", stop - start, np.float64)
+        np.copyto(exact, values[start:stop])
+        add_weighted(exact, accumulator[start:stop], weight)
 
 
 def _require_size(payload: memoryview, nbytes: int) -> None:

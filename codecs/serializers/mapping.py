@@ -51,6 +51,17 @@ class Arrays(Protocol[T]):
         """Overwrite the elements from ``offset`` on, in C order, with those in ``data``."""
         ...
 
+    def device(self, array: T) -> str | None:
+        """The device on which codecs can work on its elements; None if it has to come to this memory."""
+        ...
+
+    def on_device(self, array: T, offset: int, count: int, *, in_place: bool) -> T | None:
+        """The elements ``offset`` to ``offset + count``, in C order, as a flat array on that device.
+
+        ``in_place`` asks for the array's own memory, to overwrite it: None where they do not lie so in it.
+        """
+        ...
+
     def empty(self, spec: ItemSpec) -> T:
         """A new array in C order, its values undefined."""
         ...
@@ -88,6 +99,8 @@ class Staging:
 class ArrayItem(Item, Generic[T]):
     """An item that is an array in memory or on a device."""
 
+    concurrent = True
+
     def __init__(self, spec: ItemSpec, array: T, arrays: Arrays[T], staging: Staging) -> None:
         self.spec = spec
         self._array = array
@@ -95,6 +108,7 @@ class ArrayItem(Item, Generic[T]):
         self._staging = staging
         self._direct = arrays.direct(array)
         self.stable = self._direct is not None
+        self.device = arrays.device(array)
 
     def read(self, offset: int, count: int) -> memoryview:
         size = self.spec.dtype.itemsize
@@ -109,6 +123,9 @@ class ArrayItem(Item, Generic[T]):
             super().read_into(offset, count, out)
         else:
             self._arrays.gather(self._array, offset, out)
+
+    def device_slice(self, offset: int, count: int) -> object:
+        return self._arrays.on_device(self._array, offset, count, in_place=False)
 
 
 def items_of(container: Mapping[object, object], arrays: Arrays[T]) -> list[Item]:
@@ -190,6 +207,12 @@ class MappingSink(Sink, Generic[T]):
         if arriving.direct is not None:
             return arriving.direct[offset * size : (offset + count) * size]
         return self._staging.take(count * size)
+
+    def device_buffer(self, spec: ItemSpec, offset: int, count: int) -> object | None:
+        array = self._arriving[spec.name].array
+        if array is None or self._arrays.device(array) is None:
+            return None
+        return self._arrays.on_device(array, offset, count, in_place=True)
 
     def commit(self, spec: ItemSpec, offset: int, count: int) -> None:
         arriving = self._arriving[spec.name]

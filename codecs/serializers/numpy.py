@@ -121,6 +121,12 @@ class NumpyArrays:
             array[block.index] = source[done : done + block.count].reshape(block.shape)
             done += block.count
 
+    def device(self, array: Array) -> str | None:
+        return None  # numpy knows only this machine's memory, where `direct` and `gather` work
+
+    def on_device(self, array: Array, offset: int, count: int, *, in_place: bool) -> Array | None:
+        return None
+
     def empty(self, spec: ItemSpec) -> Array:
         return np.empty(spec.shape, _numpy_dtype(spec))
 

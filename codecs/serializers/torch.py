@@ -111,7 +111,9 @@ class TorchTensors:
 
     def gather(self, array: torch.Tensor, offset: int, out: memoryview) -> None:
         source = self._plain(array)
-        target = self._over(out, source.dtype)
+        self._gather(source, offset, self._over(out, source.dtype))
+
+    def _gather(self, source: torch.Tensor, offset: int, target: torch.Tensor) -> None:
         done = 0
         for block in blocks(source.shape, offset, target.numel()):
             target[done : done + block.count].view(block.shape).copy_(source[block.index])
@@ -124,6 +126,21 @@ class TorchTensors:
         for block in blocks(target.shape, offset, source.numel()):
             target[block.index].copy_(source[done : done + block.count].view(block.shape))
             done += block.count
+
+    def device(self, array: torch.Tensor) -> str | None:
+        return str(array.device) if array.is_cuda and not (array.is_conj() or array.is_neg()) else None
+
+    def on_device(
+        self, array: torch.Tensor, offset: int, count: int, *, in_place: bool
+    ) -> torch.Tensor | None:
+        if array.is_contiguous():
+            return array.detach().view(-1)[offset : offset + count]
+        if in_place:
+            return None
+        source = self._plain(array)
+        flat = self._torch.empty(count, dtype=source.dtype, device=source.device)
+        self._gather(source, offset, flat)
+        return flat.view(array.dtype)
 
     def empty(self, spec: ItemSpec) -> torch.Tensor:
         dtype = getattr(self._torch, spec.dtype.name, None)

@@ -23,7 +23,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.residuals import MemoryResiduals
+from tensorbus.streaming.base_files import open_base
 from tensorbus.streaming.container import ContainerDecoder, ContainerEncoder
 from tensorbus.streaming.frames import FrameParser
 from tensorbus.streaming.raw import RawEncoder
@@ -100,16 +103,37 @@ def safetensors_file(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Golden:
-    """One message: its container, codec, and the size of its frames, small so that there are several."""
+    """One message: its container, codec, and the size of its frames, small so that there are several.
+
+    ``base`` is what it is encoded against, if anything.
+    """
 
     container: Callable[[Path], object]
     codec: str = "none"
     frame_bytes: int = 2048
+    base: Callable[[], dict[str, npt.NDArray[np.float32]]] | None = None
+
+    def context(self) -> CodecContext:
+        """What both ends hold; the residuals are those of a first message."""
+        if self.base is None:
+            return NO_CONTEXT
+        return CodecContext(base=open_base(self.base()), residuals=MemoryResiduals().begin("golden"))
 
 
 def tensor(count: int) -> Callable[[Path], object]:
     """A tensor for a codec to encode, and one that is kept exact."""
     return lambda _: {"kept.norm": ramp(5), "w": ramp(count)}
+
+
+def before(count: int) -> Callable[[], dict[str, npt.NDArray[np.float32]]]:
+    """The base of such a tensor: it changed from element 3000 on."""
+
+    def make() -> dict[str, npt.NDArray[np.float32]]:
+        values = ramp(count)
+        values[3000:] -= ramp(count + 7)[7:][3000:] / 128
+        return {"w": values}
+
+    return make
 
 
 GOLDEN = {
@@ -126,6 +150,12 @@ GOLDEN = {
     "nf4": Golden(tensor(5001), "nf4"),
     "nf4-blocksize-128": Golden(tensor(5001), "nf4:blocksize=128"),
     "nf4-dq": Golden(tensor(16_500), "nf4-dq", 10_000),
+    "delta-nf4": Golden(tensor(5001), "delta | nf4", base=before(5001)),
+    "delta-feedback-rotate-lloyd": Golden(
+        tensor(5001), "delta | feedback | rotate:256 | lloyd:2,blocksize=256", 1024, before(5001)
+    ),
+    "same": Golden(tensor(5001), "same | none", base=before(5001)),
+    "same-lossless": Golden(tensor(5001), "same | lossless", 150_000, before(5001)),
 }
 
 
@@ -133,7 +163,9 @@ def encode(golden: Golden, folder: Path) -> bytes:
     """The whole message."""
     source = open_source(golden.container(folder))
     pipeline = Pipeline.parse(golden.codec, keep=["*.norm"])
-    encoder = ContainerEncoder(source, pipeline, HEADERS, frame_bytes=golden.frame_bytes)
+    encoder = ContainerEncoder(
+        source, pipeline, HEADERS, frame_bytes=golden.frame_bytes, context=golden.context()
+    )
     data = b"".join(
         frame.head + frame.payload
         for frame in encoder.frames(lambda: memoryview(bytearray(golden.frame_bytes)))
@@ -142,10 +174,10 @@ def encode(golden: Golden, folder: Path) -> bytes:
     return data
 
 
-def decode(data: bytes) -> tuple[MessageChecker, object]:
+def decode(data: bytes, context: CodecContext = NO_CONTEXT) -> tuple[MessageChecker, object]:
     """What a reader learns of the message, and the container in it."""
     parser, checker = FrameParser(), MessageChecker()
-    decoder = ContainerDecoder(checker, open_sink, size=len(data))
+    decoder = ContainerDecoder(checker, open_sink, size=len(data), context=context)
     for frame in parser.feed(data):
         checker.accept(frame)
         decoder.accept(frame)
@@ -172,7 +204,7 @@ def test_a_message_is_written_as_it_always_was(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_message_is_read_as_it_always_was(tmp_path: Path, name: str) -> None:
     """The committed bytes give back the container that they were made from, as exactly as the codec can."""
-    checker, found = decode((FOLDER / f"{name}.frames").read_bytes())
+    checker, found = decode((FOLDER / f"{name}.frames").read_bytes(), GOLDEN[name].context())
     assert checker.envelope.headers == HEADERS
     original = GOLDEN[name].container(tmp_path)
     if isinstance(original, bytes):

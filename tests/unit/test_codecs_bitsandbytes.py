@@ -1,6 +1,8 @@
-"""Promises about bitsandbytes: its codes, absmax and values are ours, to the bit."""
+"""Promises about bitsandbytes: its codes, absmax and values are ours, to the bit, whatever our kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from tensorbus.codecs.dtypes import DTYPES
+from tensorbus.codecs.kernels import forced
+from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
 from tensorbus.codecs.quantizers.dynamic import DYNAMIC, dynamic_map
 from tensorbus.codecs.quantizers.fp4 import LEVELS as FP4_LEVELS
 from tensorbus.codecs.quantizers.nf4 import LEVELS as NF4_LEVELS
 from tensorbus.codecs.registry import quantizer
+from tensorbus.errors import KernelsUnavailable
 
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -22,6 +27,25 @@ Floats = npt.NDArray[np.float32]
 LEVELS = {"nf4": np.array(NF4_LEVELS, np.float32), "fp4": np.array(FP4_LEVELS, np.float32)}
 FOUR_BIT = ("nf4", "fp4")
 FLOAT32 = DTYPES["float32"]
+
+
+def usable_kernels() -> list[tuple[str, str | None]]:
+    """numpy, and the library with each instruction set that this processor has."""
+    usable: list[tuple[str, str | None]] = [("numpy", None)]
+    for isa in INSTRUCTION_SETS:
+        try:
+            with forced("c", isa):
+                usable.append(("c", isa))
+        except KernelsUnavailable:
+            continue
+    return usable
+
+
+@pytest.fixture(params=usable_kernels(), ids=str, autouse=True, scope="module")
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with each of them."""
+    with forced(*request.param):
+        yield
 
 
 def encode(name: str, blocksize: int, values: Floats) -> bytes:
@@ -45,6 +69,26 @@ def their_4bit(name: str, blocksize: int, values: Floats) -> bytes:
     """The codes and absmax of bitsandbytes, one behind the other."""
     codes, state = functional.quantize_4bit(torch.from_numpy(values), blocksize=blocksize, quant_type=name)
     return codes.numpy().tobytes() + state.absmax.numpy().tobytes()
+
+
+def they_decode(name: str, blocksize: int, payload: bytes, count: int) -> bytes:
+    """What plain bitsandbytes makes of our payload: given flat, and filled up to whole blocks.
+
+    On AVX-512 it takes the wrong absmax where the last dimension is no multiple of the block size.
+    """
+    blocks, nbytes = -(-count // blocksize), (count + 1) // 2
+    codes = torch.zeros(blocks * blocksize // 2, dtype=torch.uint8)
+    codes[:nbytes] = torch.frombuffer(bytearray(payload[:nbytes]), dtype=torch.uint8)
+    state = functional.QuantState(
+        absmax=torch.frombuffer(bytearray(payload[nbytes:]), dtype=torch.float32),
+        shape=torch.Size([blocks * blocksize]),
+        code=functional.get_4bit_type(name, device="cpu"),
+        blocksize=blocksize,
+        quant_type=name,
+        dtype=torch.float32,
+    )
+    # It answers with a row.
+    return functional.dequantize_4bit(codes[:, None], state).reshape(-1)[:count].numpy().tobytes()
 
 
 def around_midpoints(name: str) -> Floats:
@@ -111,6 +155,31 @@ def test_four_bit_values_are_theirs(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOUR_BIT)
+@pytest.mark.parametrize("blocksize", [32, 64, 4096])
+@pytest.mark.parametrize("shape", [(1000, 80), (4096, 16), (33, 31), (1,), ()])
+def test_they_decode_what_four_bits_encoded(name: str, blocksize: int, shape: tuple[int, ...]) -> None:
+    """Our payload is in their layout: plain bitsandbytes decodes it to our values, LoRA's shapes and all."""
+    values = np.random.default_rng(20).standard_normal(int(np.prod(shape)), np.float32)
+    payload = encode(name, blocksize, values)
+    assert they_decode(name, blocksize, payload, values.size) == decode(name, blocksize, payload, values.size)
+
+
+@pytest.mark.parametrize("name", FOUR_BIT)
+def test_four_bit_codes_are_theirs_next_to_midpoints_of_any_absmax(name: str) -> None:
+    """Two float32 to either side of each midpoint times absmax, for 1000 absmax of every magnitude."""
+    ranked = np.sort(LEVELS[name])
+    rng = np.random.default_rng(21)
+    absmax = (rng.uniform(1, 2, (1000, 1)) * 2.0 ** rng.integers(-149, 127, (1000, 1))).astype(np.float32)
+    near = ((ranked[:-1] + ranked[1:]) / np.float32(2) * absmax).view(np.int32)
+    beside = [(near + step).view(np.float32) for step in (-2, -1, 0, 1, 2)]
+    blocks = np.zeros((1000, 128), np.float32)
+    blocks[:, :75] = np.clip(np.nan_to_num(np.concatenate(beside, axis=1)), -absmax, absmax)
+    blocks[:, 127:] = absmax
+    values = blocks.reshape(-1)
+    assert encode(name, 128, values) == their_4bit(name, 128, values)
+
+
+@pytest.mark.parametrize("name", FOUR_BIT)
 @pytest.mark.parametrize("count", [1, 31, 65, 4097])
 def test_four_bit_tails_decode_by_the_same_formula(name: str, count: int) -> None:
     """A tail decodes to level times absmax in float32, as every block does."""
@@ -125,9 +194,10 @@ def test_four_bit_tails_decode_by_the_same_formula(name: str, count: int) -> Non
 @pytest.mark.parametrize(
     ("name", "error", "deviation"), [("nf4", 0.072798, 7.4e-5), ("fp4", 0.096543, 1.11e-4)]
 )
-def test_four_bit_error_is_the_published_one(name: str, error: float, deviation: float) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_four_bit_error_is_the_published_one(name: str, error: float, deviation: float, seed: int) -> None:
     """The mean absolute error on normal values is what bitsandbytes documents for blocks of 64."""
-    values = np.random.default_rng(2).standard_normal(1024 * 1024, np.float32)
+    values = np.random.default_rng(seed).standard_normal(1024 * 1024, np.float32)
     decoded = np.frombuffer(decode(name, 64, encode(name, 64, values), values.size), np.float32)
     assert abs(float(np.abs(values - decoded).mean()) - error) < 5 * deviation
 
@@ -161,6 +231,65 @@ def test_they_decode_what_int8_encoded() -> None:
     decoded = functional.dequantize_blockwise(torch.from_numpy(ours[: values.size].copy()), state).numpy()
     assert decoded.tobytes() == decode("int8", 4096, payload, values.size)
     assert np.abs(values - decoded).sum() < np.abs(values - own).sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    blocksize=st.sampled_from([64, 256, 4096]),
+    values=hypothesis_numpy.arrays(
+        np.float32,
+        st.integers(1, 300),
+        elements=st.floats(-(2.0**100), 2.0**100, allow_subnormal=False, width=32),
+    ),
+)
+@example(blocksize=64, values=np.zeros(65, np.float32))
+@example(blocksize=256, values=np.random.default_rng(7).standard_normal(256 * 900 + 1, np.float32))
+def test_int8_differs_from_theirs_only_where_they_miss_the_nearest(blocksize: int, values: Floats) -> None:
+    """absmax are theirs to the bit; where a code is not, its level is as near to the value or nearer."""
+    theirs, state = functional.quantize_blockwise(torch.from_numpy(values), blocksize=blocksize)
+    payload = np.frombuffer(encode("int8", blocksize, values), np.uint8)
+    codes, absmax = payload[: values.size], payload[values.size :].view(np.float32)
+    # Of a tail, ours is stored as it is used, theirs as it was found; that matters to zeros alone.
+    smallest = np.float32(1e-38)
+    assert np.array_equal(np.maximum(absmax, smallest), np.maximum(state.absmax.numpy(), smallest))
+    scaled = values / np.maximum(np.repeat(absmax, blocksize)[: values.size], smallest)
+    ours, others = (dynamic_map().astype(np.float64)[one] for one in (codes, theirs.numpy().reshape(-1)))
+    # Both sides round the scaled value to float32, so half an ulp decides nothing.
+    assert (np.abs(ours - scaled) <= np.abs(others - scaled) + 2**-24).all()
+
+
+@pytest.mark.parametrize("blocksize", [64, 128, 256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize(("uniform", "absolute", "relative"), [(False, 0.011, 0.018), (True, 0.0036, 0.015)])
+def test_int8_error_is_within_their_bounds(
+    blocksize: int, uniform: bool, absolute: float, relative: float
+) -> None:
+    """Mean errors on normal and on even values stay below what the tests of bitsandbytes demand of it."""
+    rng = np.random.default_rng(8)
+    values = rng.random(1 << 20, np.float32) if uniform else rng.standard_normal(1 << 20, np.float32)
+    decoded = np.frombuffer(
+        decode("int8", blocksize, encode("int8", blocksize, values), values.size), np.float32
+    )
+    error = np.abs(values - decoded)
+    assert error.mean() < absolute
+    assert (error / (np.abs(values) + 1e-8)).mean() < relative
+
+
+@pytest.mark.parametrize("shape", [(1000, 80), (4096, 16), (7, 33)])
+@pytest.mark.parametrize("blocksize", [64, 4096])
+def test_int8_of_matrices_decodes_in_plain_bitsandbytes(shape: tuple[int, int], blocksize: int) -> None:
+    """Our codes and absmax in a QuantState made by hand decode there to our values, in the tensor's shape."""
+    values = np.random.default_rng(9).standard_normal(shape, np.float32)
+    payload = encode("int8", blocksize, values.reshape(-1))
+    codes = np.frombuffer(payload, np.uint8, values.size).reshape(shape)
+    state = functional.QuantState(
+        absmax=torch.from_numpy(np.frombuffer(payload, np.float32, offset=values.size).copy()),
+        code=functional.create_dynamic_map(),
+        blocksize=blocksize,
+        dtype=torch.float32,
+    )
+    theirs = functional.dequantize_blockwise(torch.from_numpy(codes.copy()), state)
+    assert theirs.shape == shape
+    assert theirs.numpy().tobytes() == decode("int8", blocksize, payload, values.size)
 
 
 def test_int8_takes_the_nearest_level() -> None:

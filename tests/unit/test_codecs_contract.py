@@ -20,12 +20,13 @@ from tensorbus.errors import NonFiniteValues, PayloadMismatch, UnsupportedDtype
 Array = npt.NDArray[np.generic]
 
 ALL = tuple(QUANTIZERS)
-LOSSY = tuple(name for name in ALL if name != "none")
+LOSSY = tuple(name for name in ALL if not quantizer(name).exact)
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 SOURCES = ("float64", "float32", "float16", "bfloat16")
 PAIRS = [(name, source) for name in ALL for source in SOURCES if quantizer(name).accepts(DTYPES[source])]
 
-# Relative to the largest value: half the widest gap between levels, and a little for 16-bit originals.
+# Relative to the largest value: half the widest gap between levels, and a little for 16-bit originals. Of
+# outliers, the two bits of lloyd make 1.5 times the root mean square.
 TOLERANCE = {
     "none": 0.0,
     "fp16": 1e-3,
@@ -34,6 +35,9 @@ TOLERANCE = {
     "fp4": 0.17,
     "nf4": 0.153,
     "nf4-dq": 0.17,
+    "uniform": 0.17,
+    "lloyd": 1.0,
+    "lossless": 0.0,
 }
 
 
@@ -59,9 +63,10 @@ def raw(values: Array) -> memoryview:
 
 def encode(codec: Quantizer, values: Array, dtype: DType) -> memoryview:
     """The payload, made in a buffer with room to spare."""
-    out = memoryview(bytearray(codec.encoded_size(values.size, dtype) + 5))
+    room = codec.encoded_size(values.size, dtype)
+    out = memoryview(bytearray(room + 5))
     encoded = codec.encode(raw(values), dtype, out)
-    assert bytes(out[encoded.nbytes :]) == b"\0" * (len(out) - encoded.nbytes), "wrote beyond its payload"
+    assert bytes(out[room:]) == bytes(5), "wrote beyond its room"
     return out[: encoded.nbytes]
 
 
@@ -75,11 +80,12 @@ def decode(codec: Quantizer, payload: memoryview, dtype: DType, like: Array) -> 
 @pytest.mark.parametrize(("name", "source"), PAIRS)
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 4097, 65536, 65537, 150_001])
 def test_payload_has_the_announced_size_and_decodes_close(name: str, source: str, count: int) -> None:
-    """A payload is exactly as long as planned; its values come back in their dtype, near what they were."""
+    """A payload is as long as planned, or at most so; its values come back in their dtype, about the same."""
     codec, dtype = quantizer(name), DTYPES[source]
     values = originals(dtype, count, seed=count)
     payload = encode(codec, values, dtype)
-    assert len(payload) == codec.encoded_size(count, dtype)
+    planned = codec.encoded_size(count, dtype)
+    assert len(payload) == planned if codec.fixed_size else 0 < len(payload) <= planned
     before, after = numbers(values, dtype), numbers(decode(codec, payload, dtype, values), dtype)
     assert np.max(np.abs(before - after)) <= TOLERANCE[name] * np.max(np.abs(before)) * 1.01
 
@@ -127,7 +133,7 @@ def test_accumulate_is_a_weighted_sum_of_what_decodes(
         np.testing.assert_allclose(sums, expected, rtol=1e-6, atol=1e-6 * abs(weight) + 1e-12)
 
 
-@pytest.mark.parametrize(("name", "source"), [pair for pair in PAIRS if pair[0] != "none"])
+@pytest.mark.parametrize(("name", "source"), [pair for pair in PAIRS if pair[0] in LOSSY])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 70_000, 99_999])
 def test_nan_and_inf_are_refused_in_what_is_quantised(name: str, source: str, bad: float, at: int) -> None:
@@ -144,10 +150,13 @@ def test_nan_and_inf_are_refused_in_what_is_quantised(name: str, source: str, ba
 
 @pytest.mark.parametrize("name", ALL)
 def test_payload_with_nan_never_enters_an_accumulator_unnoticed(name: str) -> None:
-    """A payload that decodes to NaN (its bytes all ones) is refused by accumulate()."""
+    """A payload that decodes to NaN is refused by accumulate(): bytes all ones, or NaN sent exactly."""
     codec, dtype = quantizer(name), DTYPES["float32"]
-    payload = memoryview(b"\xff" * codec.encoded_size(1000, dtype))
-    with pytest.raises(NonFiniteValues):
+    ones = memoryview(b"\xff" * codec.encoded_size(1000, dtype))
+    payload = encode(codec, np.full(1000, np.nan, np.float32), dtype) if codec.exact else ones
+    # Where sizes vary, bytes all ones are no payload in the first place.
+    refusals = NonFiniteValues if codec.exact or codec.fixed_size else PayloadMismatch
+    with pytest.raises(refusals):
         codec.accumulate(payload, dtype, np.zeros(1000, np.float32), 1.0)
 
 
@@ -198,7 +207,7 @@ def test_unaligned_buffers_work(name: str) -> None:
     shifted = memoryview(bytearray(values.nbytes + 1))[1:]
     shifted[:] = raw(values)
     out = memoryview(bytearray(codec.encoded_size(999, dtype) + 3))[3:]
-    codec.encode(shifted, dtype, out)
+    out = out[: codec.encode(shifted, dtype, out).nbytes]
     assert out == encode(codec, values, dtype)
     back = memoryview(bytearray(values.nbytes + 1))[1:]
     codec.decode(out, dtype, back)
@@ -215,7 +224,7 @@ def test_work_takes_no_memory_that_grows_with_the_slice(name: str, source: str) 
 
     def work(count: int) -> None:
         part = payload[: codec.encoded_size(count, dtype)]
-        codec.encode(raw(values[:count]), dtype, part)
+        part = part[: codec.encode(raw(values[:count]), dtype, part).nbytes]
         codec.decode(part, dtype, raw(back[:count]))
         codec.accumulate(part, dtype, sums[:count], 0.5)
 

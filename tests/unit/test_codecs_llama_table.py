@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import cast
 
+from tensorbus.codecs.chain import bind
 from tensorbus.codecs.dtypes import DTYPES
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
@@ -27,7 +28,7 @@ def encoded(codec: str) -> int:
     """Bytes of payload of the whole state_dict."""
     pipeline = Pipeline.parse(codec)
     specs = [ItemSpec(name, FLOAT32, shape) for name, shape in SHAPES.items()]
-    return sum(pipeline.quantizer_for(spec).encoded_size(spec.count, FLOAT32) for spec in specs)
+    return sum(bind(pipeline, spec).encoded_size(spec.count) for spec in specs)
 
 
 def test_full_precision() -> None:

@@ -237,6 +237,7 @@ def test_neither_torch_nor_bitsandbytes_is_imported() -> None:
 import sys
 import numpy as np
 import tensorbus.codecs
+from tensorbus.codecs.chain import bind
 from tensorbus.codecs.dtypes import DTYPES
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.registry import QUANTIZERS, serializer_for
@@ -246,10 +247,10 @@ item = serializer.items(container)[0]
 sink = serializer.sink()
 sink.begin(item.spec)
 for name in QUANTIZERS:
-    codec = Pipeline.parse(name).quantizer_for(item.spec)
-    payload = memoryview(bytearray(codec.encoded_size(100, item.spec.dtype)))
-    codec.encode(item.read(0, 100), item.spec.dtype, payload)
-    codec.decode(payload, item.spec.dtype, sink.buffer(item.spec, 0, 100))
+    codec = bind(Pipeline.parse(name), item.spec)
+    payload = memoryview(bytearray(codec.encoded_size(100)))
+    encoded = codec.encode(item.read(0, 100), 0, payload)
+    codec.decode(payload[: encoded.nbytes], 0, sink.buffer(item.spec, 0, 100))
 sink.finish()
 print(sorted({"torch", "bitsandbytes", "safetensors", "ml_dtypes"} & set(sys.modules)))
 """

@@ -14,6 +14,7 @@ from tensorbus.codecs.registry import quantizer, serializer, serializer_for
 from tensorbus.errors import UnknownCodec
 
 PLUGIN = """
+from tensorbus.codecs.base import Stage
 from tensorbus.codecs.quantizers.none import NoQuantizer
 from tensorbus.codecs.serializers.numpy import NumpySerializer
 
@@ -27,6 +28,20 @@ class Mine(NoQuantizer):
 class Impostor(Mine):
     name = "nf4"
 
+class Through(Stage):
+    name = "through"
+    primary = "depth"
+    def __init__(self, depth=0.5):
+        self.depth = depth
+    def config(self):
+        return {"name": "through", "depth": self.depth}
+    def accepts(self, dtype):
+        return True
+    def inner_dtype(self, dtype):
+        return dtype
+    def wrap(self, inner, spec, context):
+        return inner
+
 class Lists(NumpySerializer):
     name = "lists"
     @classmethod
@@ -39,6 +54,10 @@ ENTRY_POINTS = """
 mine = my_codecs:Mine
 nf4 = my_codecs:Impostor
 broken = my_codecs:PLUGIN
+wrong = my_codecs:Through
+[tensorbus.stages]
+through = my_codecs:Through
+rotate = my_codecs:Through
 [tensorbus.serializers]
 lists = my_codecs:Lists
 """
@@ -46,23 +65,26 @@ lists = my_codecs:Lists
 PROGRAM = """
 import json
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.codecs.registry import quantizer, serializer, serializer_for
+from tensorbus.codecs.registry import quantizer, serializer, serializer_for, stage
 from tensorbus.errors import UnknownCodec
 found = {
     "mine": Pipeline.parse("mine:level=3").to_json()["quantizer"],
     "nf4": type(quantizer("nf4")).__name__,
+    "through": Pipeline.parse("through:-1.5e1 | nf4").to_json()["stages"],
+    "rotate": type(stage("rotate")).__name__,
     "lists": [serializer_for([]).name, serializer("lists").name],
 }
-try:
-    quantizer("nothing")
-except UnknownCodec as error:
-    found["error"] = str(error)
+for make, name in ((quantizer, "nothing"), (stage, "nothing"), (quantizer, "wrong")):
+    try:
+        make(name)
+    except UnknownCodec as error:
+        found[f"{make.__name__} {name}"] = str(error)
 print(json.dumps(found))
 """
 
 
 def test_plug_ins_come_by_entry_point(tmp_path: Path) -> None:
-    """An installed package adds a quantizer and a serializer, but cannot take over a built-in name."""
+    """An installed package adds quantizers, stages and serializers, but cannot take over a built-in name."""
     (tmp_path / "my_codecs.py").write_text(PLUGIN)
     info = tmp_path / "my_codecs-1.0.dist-info"
     info.mkdir()
@@ -74,7 +96,11 @@ def test_plug_ins_come_by_entry_point(tmp_path: Path) -> None:
     assert found["mine"] == {"name": "mine", "level": 3}
     assert found["nf4"] == "NF4"
     assert found["lists"] == ["lists", "lists"]
-    assert "mine" in found["error"]
+    assert found["through"] == [{"name": "through", "depth": -15.0}]
+    assert found["rotate"] == "Rotate"
+    assert "mine" in found["quantizer nothing"]
+    assert "delta, same, feedback, rotate, through" in found["stage nothing"]
+    assert "is no Quantizer" in found["quantizer wrong"]
 
 
 def test_a_quantizer_is_made_once_for_equal_configurations() -> None:
