@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from tensorbus.errors import TransferCancelled
 
@@ -18,10 +19,17 @@ class BufferPool:
     Args:
         buffers: how many there are; they are made when they are first needed.
         size: of each, in bytes.
+        make: makes one of so many bytes.
     """
 
-    def __init__(self, buffers: int, size: int = FRAME_BYTES) -> None:
+    def __init__(
+        self,
+        buffers: int,
+        size: int = FRAME_BYTES,
+        make: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
+    ) -> None:
         self._size = size
+        self._make = make
         self._unmade = buffers
         self._free: list[memoryview] = []
         self._closed = False
@@ -39,7 +47,7 @@ class BufferPool:
                     return self._free.pop()
                 if self._unmade:
                     self._unmade -= 1
-                    return memoryview(bytearray(self._size))
+                    return self._make(self._size)
                 self._changed.wait()
         raise TransferCancelled("the transfer was cancelled")
 

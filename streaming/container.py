@@ -1,30 +1,33 @@
 """Containers to frames: what a publisher does. The way back is in ``decoder.py``.
 
 Strategy. All that can be known without reading a value is settled first, by arithmetic: the codec of each
-item, how it is cut, and so the exact size of the message. Frames are then made one at a time, on demand. Each
-encoded slice lies in a buffer that was asked for just before, and that belongs to the frame until its sender
-gives it back. Values that are sent as they are and lie in memory in order are not copied at all.
+item, how it is cut, and so the exact size of the message. Frames are then made on demand, or a few slices
+ahead. Each encoded slice lies in a buffer that was asked for just before, and that belongs to the frame until
+its sender gives it back. Values that are sent as they are and lie in memory in order are not copied at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
-from tensorbus.codecs.base import Quantizer
-from tensorbus.codecs.item import Item, ItemSpec
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
+from tensorbus.codecs.devices import buffer_maker
+from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import CodecError, InvalidName, LimitExceeded
+from tensorbus.errors import LimitExceeded
 
+from .ahead import in_order
 from .decoder import ContainerDecoder, SliceEvent
-from .entries import check_item_name, parse_entry
-from .frames import FRAME_BYTES, PRELUDE, Kind, encode_frame, encode_head
+from .entries import parse_entry
+from .frames import FRAME_BYTES, Kind, encode_frame
 from .headers import Envelope, HeaderValue
 from .limits import DEFAULT_LIMITS
 from .packing import pack, pack_array
-from .slicing import slice_bounds, slice_elements, slice_header
+from .plans import plan_items
 from .sources import Source
-from .specs import naming, to_entry
+from .specs import to_entry
 from .tally import Tally
 
 __all__ = ["ContainerDecoder", "ContainerEncoder", "EncodedFrame", "SliceEvent"]
@@ -54,47 +57,27 @@ class EncodedFrame:
         return len(self.head) + len(self.payload)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How one item is sent."""
-
-    index: int
-    item: Item
-    spec: ItemSpec
-    quantizer: Quantizer
-    elements: int
-
-    def bounds(self) -> list[tuple[int, int]]:
-        return [] if self.spec.view else slice_bounds(self.spec.count, self.elements)
-
-    def head_bytes(self, offset: int, count: int) -> int:
-        return PRELUDE.size + len(slice_header(self.index, self.spec, offset, count))
-
-    def wire_bytes(self) -> int:
-        """Of all its slices together."""
-        return sum(
-            self.head_bytes(offset, count) + self.quantizer.encoded_size(count, self.spec.dtype)
-            for offset, count in self.bounds()
-        )
-
-
 class ContainerEncoder:
     """Makes the frames of one message from the items of a source.
 
     Args:
         source: what is published; it is read while ``frames`` runs, and closed by the caller.
-        pipeline: which quantizer each item gets.
+        pipeline: which codec each item gets.
         headers: the message's headers.
         frame_bytes: size of the largest frame, head and payload.
+        context: what the pipeline's stages need: a base, the residuals.
 
     Attributes:
         entries: the manifest.
         original_bytes: size of the values as they are, those that share storage counted once.
         wire_bytes: exact size of the message; None if a codec's output size depends on the values.
         clipped: number of values clipped so far, by item; complete after the last frame.
+        digest: of the message, in hex, as its receipt has it; None before the last frame is made.
+        new_buffer: makes a buffer of so many bytes that suits the items: pinned memory if one lies on a GPU.
 
     Raises:
         InvalidName, InvalidRequest, LimitExceeded, UnsupportedDtype: a name, header or size is not legal.
+        MissingBase, InvalidSpecification: the context lacks what a stage needs.
     """
 
     def __init__(
@@ -104,16 +87,21 @@ class ContainerEncoder:
         headers: Mapping[str, HeaderValue],
         *,
         frame_bytes: int = FRAME_BYTES,
+        context: CodecContext = NO_CONTEXT,
     ) -> None:
-        self._plans = _plan(source, pipeline, frame_bytes)
+        resolved = pipeline.resolved(context)
+        self._context = context
+        self._plans = plan_items(source, resolved, frame_bytes, context)
         self.entries = [plan.spec for plan in self._plans]
         self.original_bytes = sum(spec.nbytes for spec in self.entries if not spec.view)
         self.clipped: dict[str, int] = {}
+        self.digest: str | None = None
+        self.new_buffer = buffer_maker(plan.item for plan in self._plans)
         self._manifest = list(_manifest_frames(self.entries, frame_bytes))
         envelope = Envelope(
             headers=headers,
             container=source.kind,
-            pipeline=pipeline.to_json(),
+            pipeline=resolved.to_json(),
             metadata=source.metadata,
             items=len(self.entries),
             original_bytes=self.original_bytes,
@@ -121,11 +109,13 @@ class ContainerEncoder:
         self.envelope = self._sized(envelope)
         self.wire_bytes = self.envelope.wire_bytes
 
-    def frames(self, acquire: Callable[[], memoryview]) -> Iterator[EncodedFrame]:
+    def frames(self, acquire: Callable[[], memoryview], threads: int = 1) -> Generator[EncodedFrame]:
         """The frames in order; blocks while it reads and encodes, so it belongs in a worker thread.
 
         Args:
-            acquire: gives a writable buffer of at least ``frame_bytes``; called for each encoded slice.
+            acquire: gives a writable buffer of at least ``frame_bytes``; called for each encoded slice. With
+                several threads, it is called for up to ``threads`` more before the frame of one is given out.
+            threads: that encode; see `ahead`. If there are several, close this when it is given up half-way.
 
         Raises:
             NonFiniteValues, CodecError, StorageError: naming the item.
@@ -138,45 +128,23 @@ class ContainerEncoder:
         for frame in self._manifest:
             tally.add_head(Kind.MANIFEST, frame.head, len(frame.payload))
             yield frame
-        for plan in self._plans:
-            for offset, count in plan.bounds():
-                frame = self._slice(plan, offset, count, acquire)
-                tally.add_head(Kind.SLICE, frame.head, len(frame.payload))
-                yield frame
+        jobs = (job for plan in self._plans for job in plan.jobs(acquire))
+        with closing(in_order(jobs, threads)) as slices:
+            for made in slices:
+                name = made.spec.name
+                if made.clipped:
+                    self.clipped[name] = self.clipped.get(name, 0) + made.clipped
+                tally.add_head(Kind.SLICE, made.head, len(made.payload))
+                yield EncodedFrame(made.head, made.payload, made.buffer, name, made.original_bytes)
+        if self._context.residuals is not None:
+            # Before the frame that completes the message: from then on it may be stored and acknowledged.
+            self._context.residuals.seal()
+        self.digest = tally.digest().hex()
         yield EncodedFrame(tally.close(len(self.entries), self.original_bytes, sum(self.clipped.values())))
-
-    def _slice(self, plan: _Plan, offset: int, count: int, acquire: Callable[[], memoryview]) -> EncodedFrame:
-        spec = plan.spec
-        buffer: memoryview | None = None
-        with naming(spec.name):
-            if plan.quantizer.name != "none":
-                buffer = acquire()
-                payload = self._encode(plan, offset, count, buffer)
-            elif plan.item.stable:
-                payload = plan.item.read(offset, count).cast("B")
-            else:
-                buffer = acquire()
-                payload = buffer[: count * spec.dtype.itemsize]
-                plan.item.read_into(offset, count, payload)
-            expected = plan.quantizer.encoded_size(count, spec.dtype)
-            if len(payload) > expected or (plan.quantizer.fixed_size and len(payload) != expected):
-                raise CodecError(f"{len(payload)} bytes of payload for {count} elements, expected {expected}")
-        head = encode_head(Kind.SLICE, slice_header(plan.index, spec, offset, count), payload)
-        return EncodedFrame(head, payload, buffer, spec.name, count * spec.dtype.itemsize)
-
-    def _encode(self, plan: _Plan, offset: int, count: int, buffer: memoryview) -> memoryview:
-        spec = plan.spec
-        source = plan.item.read(offset, count).cast("B")
-        if len(source) != count * spec.dtype.itemsize:
-            raise CodecError(f"{len(source)} bytes were read for {count} elements of {spec.dtype}")
-        encoded = plan.quantizer.encode(source, spec.dtype, buffer)
-        if encoded.clipped:
-            self.clipped[spec.name] = self.clipped.get(spec.name, 0) + encoded.clipped
-        return buffer[: encoded.nbytes]
 
     def _sized(self, envelope: Envelope) -> Envelope:
         """``envelope`` with the size of the message, of which it is itself a part."""
-        if not all(plan.quantizer.fixed_size for plan in self._plans):
+        if not all(plan.codec.fixed_size for plan in self._plans):
             return envelope
         rest = sum(len(frame) for frame in self._manifest) + sum(plan.wire_bytes() for plan in self._plans)
         rest += len(Tally().close(0, 0, 0))
@@ -188,24 +156,6 @@ class ContainerEncoder:
             if size == total:
                 return sized
             total = size
-
-
-def _plan(source: Source, pipeline: Pipeline, frame_bytes: int) -> list[_Plan]:
-    items = source.items()
-    if len(items) > DEFAULT_LIMITS.items:
-        raise LimitExceeded(f"the container has {len(items)} items, the limit is {DEFAULT_LIMITS.items}")
-    plans: list[_Plan] = []
-    names: set[str] = set()
-    for index, item in enumerate(items):
-        name = check_item_name(item.spec.name)
-        if name in names:
-            raise InvalidName(f"two items are called {name!r}")
-        names.add(name)
-        quantizer = pipeline.quantizer_for(item.spec)
-        spec = replace(item.spec, codec=quantizer.config())
-        elements = slice_elements(index, spec, quantizer, frame_bytes)
-        plans.append(_Plan(index, item, spec, quantizer, elements))
-    return plans
 
 
 def _manifest_frames(specs: list[ItemSpec], frame_bytes: int) -> Iterator[EncodedFrame]:

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from tensorbus.codecs import registry
-from tensorbus.codecs.base import Quantizer, Sink
+from tensorbus.codecs.base import Sink, SliceCodec
+from tensorbus.codecs.chain import check_base, codec_of
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.errors import LimitExceeded, ManifestMismatch, PayloadMismatch
+from tensorbus.errors import ManifestMismatch
 
 from .frames import Frame, Kind
 from .headers import Envelope
+from .placing import Placer
 from .sequence import MessageChecker
+from .slicing import check_slice
 from .specs import naming, to_spec
 
 
@@ -32,7 +35,7 @@ class SliceEvent:
         spec: the item.
         offset, count: the slice, in elements of the flat item.
         payload: valid until the parser is asked for the next frame.
-        quantizer: decodes or accumulates the payload.
+        codec: decodes or accumulates the payload; an empty one says that the slice equals the base.
     """
 
     index: int
@@ -40,7 +43,7 @@ class SliceEvent:
     offset: int
     count: int
     payload: memoryview
-    quantizer: Quantizer
+    codec: SliceCodec
 
 
 class ContainerDecoder:
@@ -50,6 +53,7 @@ class ContainerDecoder:
         checker: has accepted each frame before it comes here.
         make_sink: called once with the open frame's envelope; None to only get the slices.
         size: bytes of the message where the transport knows them; the manifest may not claim more.
+        context: the bases that items may be encoded against.
     """
 
     def __init__(
@@ -58,13 +62,15 @@ class ContainerDecoder:
         make_sink: Callable[[Envelope], Sink] | None = None,
         *,
         size: int | None = None,
+        context: CodecContext = NO_CONTEXT,
     ) -> None:
         self._checker = checker
+        self._context = context
         self._make_sink = make_sink
         self._size = size
-        self._sink: Sink | None = None
+        self._placer: Placer | None = None
         self._specs: list[ItemSpec] = []
-        self._quantizers: list[Quantizer] = []
+        self._codecs: list[SliceCodec] = []
         self._original = 0
         self._claimed = 0
 
@@ -78,12 +84,13 @@ class ContainerDecoder:
 
         Raises:
             UnsupportedDtype, UnknownCodec, InvalidSpecification, ManifestMismatch: naming the item declared.
+            MissingBase: naming the item declared that a sink is to get, and whose base is not at hand.
             PayloadMismatch, CodecError: naming the item whose slice cannot be decoded.
             LimitExceeded: the items do not fit in memory.
             StorageError: the sink cannot write.
         """
         if frame.kind == Kind.OPEN and self._make_sink:
-            self._sink = self._make_sink(self._checker.envelope)
+            self._placer = Placer(self._make_sink(self._checker.envelope))
         elif frame.kind == Kind.MANIFEST:
             # Where the number of items is known, a sink hears of none before all have been judged.
             if self._checker.envelope.items is None or self._checker.declared:
@@ -100,34 +107,35 @@ class ContainerDecoder:
             ManifestMismatch, StorageError: from the sink.
         """
         self._checker.finish()
-        return self._sink.finish() if self._sink else None
+        return self._placer.finish() if self._placer else None
 
     def abort(self) -> None:
         """The message failed half-way; the sink gives up what it took."""
-        if self._sink:
-            self._sink.abort()
+        if self._placer:
+            self._placer.abort()
 
     def _declare(self) -> None:
         first = len(self._specs)
         for entry in self._checker.entries[first:]:
             spec = to_spec(entry)
             with naming(spec.name):
-                self._quantizers.append(self._quantizer(spec))
+                self._codecs.append(self._codec(spec))
             self._specs.append(spec)
             self._original += 0 if spec.view else spec.nbytes
         self._check_size()
-        if self._sink:
+        if self._placer:
             for spec in self._specs[first:]:
                 with naming(spec.name):
-                    _begin(self._sink, spec)
+                    self._placer.begin(spec)
 
-    def _quantizer(self, spec: ItemSpec) -> Quantizer:
-        quantizer = registry.quantizer(spec.codec)
-        if not quantizer.accepts(spec.dtype):
-            raise ManifestMismatch(f"codec {quantizer.name} is not for {spec.dtype}")
-        if quantizer.fixed_size and not spec.view:
-            self._claimed += quantizer.encoded_size(spec.count, spec.dtype)
-        return quantizer
+    def _codec(self, spec: ItemSpec) -> SliceCodec:
+        codec = codec_of(spec, self._context)
+        if codec.fixed_size and not spec.view:
+            self._claimed += codec.encoded_size(spec.count)
+        if self._placer:
+            # Now, and not when some of the container has been overwritten already.
+            check_base(codec, spec, self._context)
+        return codec
 
     def _check_size(self) -> None:
         envelope = self._checker.envelope
@@ -142,24 +150,10 @@ class ContainerDecoder:
     def _slice(self, frame: Frame) -> SliceEvent:
         # The checker has judged the header: the cast only tells the type checker so.
         index, offset, count = (cast(int, frame.header[key]) for key in ("i", "o", "c"))
-        spec, quantizer = self._specs[index], self._quantizers[index]
+        spec, codec = self._specs[index], self._codecs[index]
         payload = frame.payload
         with naming(spec.name):
-            expected = quantizer.encoded_size(count, spec.dtype)
-            if quantizer.fixed_size and len(payload) != expected:
-                raise PayloadMismatch(
-                    f"{len(payload)} bytes of payload for {count} elements of {spec.dtype} "
-                    f"under {quantizer.name}, expected {expected}"
-                )
-            if self._sink:
-                out = self._sink.buffer(spec, offset, count)
-                quantizer.decode(payload, spec.dtype, out)
-                self._sink.commit(spec, offset, count)
-        return SliceEvent(index, spec, offset, count, payload, quantizer)
-
-
-def _begin(sink: Sink, spec: ItemSpec) -> None:
-    try:
-        sink.begin(spec)
-    except MemoryError:
-        raise LimitExceeded(f"its {spec.nbytes} bytes do not fit in memory") from None
+            check_slice(codec, count, len(payload))
+            if self._placer:
+                self._placer.place(codec, spec, offset, count, payload)
+        return SliceEvent(index, spec, offset, count, payload, codec)

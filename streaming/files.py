@@ -31,6 +31,8 @@ from .sources import SAFETENSORS
 class FileItem(Item):
     """An item whose values lie in a file in C order, from byte ``start`` on."""
 
+    concurrent = True
+
     def __init__(self, spec: ItemSpec, file: FileReader, start: int, buffer: SliceBuffer) -> None:
         self.spec = spec
         self._file = file

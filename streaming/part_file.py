@@ -67,20 +67,25 @@ class PartFile:
         StorageFull, StorageError: there is no room for it, or it cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], size: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], size: int = 0) -> None:
         self.path = Path(path)
+        self._size = 0
         self._part = self.path.with_name(f"{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
         self._file = -1
         self._there = False
         try:
             self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._there = True
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file, 0, size)
-            else:
-                os.ftruncate(self._file, size)
+            self._take(size)
         except OSError as error:
             self.abort()
+            raise _failed("write", self.path, error) from error
+
+    def grow(self, size: int) -> None:
+        """Take the room for ``size`` bytes in all, where it was less. Raises as ``write``."""
+        try:
+            self._take(size)
+        except OSError as error:
             raise _failed("write", self.path, error) from error
 
     def write(self, data: memoryview, position: int) -> None:
@@ -106,6 +111,16 @@ class PartFile:
         except OSError as error:
             raise _failed("copy within", self.path, error) from error
 
+    def sync(self) -> None:
+        """Put on stable storage what has been written so far, while it still has its other name.
+
+        Raises as ``write``.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise _failed("write", self.path, error) from error
+
     def finish(self) -> Path:
         """Put it on stable storage, under its name. Raises as ``write``."""
         try:
@@ -128,6 +143,15 @@ class PartFile:
         if self._there:
             self._there = False
             self._part.unlink(missing_ok=True)
+
+    def _take(self, size: int) -> None:
+        if size <= self._size:
+            return
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file, self._size, size - self._size)
+        else:
+            os.ftruncate(self._file, size)
+        self._size = size
 
     def _close(self) -> None:
         file, self._file = self._file, -1

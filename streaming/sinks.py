@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from os import PathLike
 
 from tensorbus.codecs import registry
 from tensorbus.codecs.base import Serializer, Sink
@@ -10,6 +11,8 @@ from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.memory import ValueBuffer
 from tensorbus.errors import UnsupportedContainer
 
+from .byte_files import BytesFileSink
+from .files import SafetensorsSink
 from .headers import Envelope
 from .raw import CONTAINER
 from .sources import SAFETENSORS
@@ -44,6 +47,13 @@ def open_sink(envelope: Envelope, into: object | None = None) -> Sink:
     if envelope.container == CONTAINER:
         return BytesSink()
     return serializer_of(envelope.container).sink()
+
+
+def open_file_sink(envelope: Envelope, path: str | PathLike[str]) -> Sink:
+    """The sink for a message that is to be a file: a byte string as it is, anything else as safetensors."""
+    if envelope.container == CONTAINER:
+        return BytesFileSink(path)
+    return SafetensorsSink(path, envelope.metadata)
 
 
 class BytesSink(Sink):

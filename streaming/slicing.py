@@ -1,12 +1,14 @@
-"""How items are cut: at multiples of the quantizer's blocksize, so that a frame holds the slice whole."""
+"""How items are cut: at multiples of the codec's blocksize, so that a frame holds the slice whole."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 
-from tensorbus.codecs.base import Quantizer
+from tensorbus.codecs.base import SliceCodec
+from tensorbus.codecs.chain import QuantizerCodec
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.errors import CodecError
+from tensorbus.codecs.working import SLICE_ELEMENTS
+from tensorbus.errors import CodecError, LimitExceeded, PayloadMismatch
 
 from .frames import PRELUDE
 from .headers import SliceHeader
@@ -21,7 +23,14 @@ def slice_header(index: int, spec: ItemSpec, offset: int, count: int) -> bytes:
     return pack(SliceHeader(index, spec.name, spec.dtype.name, spec.codec, offset, count).to_map())
 
 
-def slice_elements(index: int, spec: ItemSpec, quantizer: Quantizer, frame_bytes: int) -> int:
+def most_elements(codec: SliceCodec) -> int:
+    """Elements of a slice at most; stages hold a whole slice as float32, quantizers work piece by piece."""
+    if isinstance(codec, QuantizerCodec):
+        return max(1, SOURCE_BYTES // codec.dtype.itemsize)
+    return SLICE_ELEMENTS
+
+
+def slice_elements(index: int, spec: ItemSpec, codec: SliceCodec, frame_bytes: int) -> int:
     """Elements of each slice of an item but its last, so that no frame takes more than ``frame_bytes``.
 
     Raises:
@@ -29,14 +38,12 @@ def slice_elements(index: int, spec: ItemSpec, quantizer: Quantizer, frame_bytes
     """
     head = PRELUDE.size + len(slice_header(index, spec, spec.count, spec.count))
     room = frame_bytes - head
-    block = quantizer.blocksize
-    most = max(1, SOURCE_BYTES // (block * spec.dtype.itemsize))
-    blocks = bisect_right(
-        range(1, most + 1), room, key=lambda blocks: quantizer.encoded_size(blocks * block, spec.dtype)
-    )
+    block = codec.blocksize
+    most = max(1, most_elements(codec) // block)
+    blocks = bisect_right(range(1, most + 1), room, key=lambda blocks: codec.encoded_size(blocks * block))
     if blocks == 0:
         raise CodecError(
-            f"item {spec.name!r}: a block of {block} elements of {spec.dtype} under {quantizer.name} "
+            f"item {spec.name!r}: a block of {block} elements of {spec.dtype} under {codec.config()['name']} "
             f"does not fit in a frame of {frame_bytes} bytes"
         )
     return blocks * block
@@ -45,3 +52,35 @@ def slice_elements(index: int, spec: ItemSpec, quantizer: Quantizer, frame_bytes
 def slice_bounds(count: int, elements: int) -> list[tuple[int, int]]:
     """Offset and count of each slice of ``count`` elements."""
     return [(offset, min(elements, count - offset)) for offset in range(0, count, elements)]
+
+
+def check_slice(codec: SliceCodec, count: int, payload_bytes: int) -> None:
+    """Whether a slice that arrived may be decoded, judged by its size alone.
+
+    Raises:
+        LimitExceeded: it claims more elements than a slice of its codec may have, while their number does not
+            follow from the payload's size.
+        PayloadMismatch: as ``check_payload``.
+    """
+    bounded = codec.fixed_size and isinstance(codec, QuantizerCodec)
+    if not bounded and count > (most := most_elements(codec)):
+        raise LimitExceeded(f"a slice of {count} elements of {codec.dtype}, the limit is {most}")
+    check_payload(codec, count, payload_bytes)
+
+
+def check_payload(codec: SliceCodec, count: int, payload_bytes: int) -> None:
+    """Whether a payload can be that of ``count`` elements.
+
+    Raises:
+        PayloadMismatch: it has another size than its codec gives, or is larger than that can be; or it is
+            empty, and its codec has no base that the slice could be equal to.
+    """
+    size = codec.encoded_size(count)
+    empty = not payload_bytes and codec.base is not None
+    if empty or (payload_bytes == size if codec.fixed_size else 1 <= payload_bytes <= size):
+        return
+    name = codec.config()["name"]
+    raise PayloadMismatch(
+        f"{payload_bytes} bytes of payload for {count} elements of {codec.dtype} under {name}, expected "
+        + (f"{size}" if codec.fixed_size else f"1 to {size}")
+    )

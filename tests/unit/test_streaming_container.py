@@ -227,7 +227,7 @@ def test_clipped_values_are_told() -> None:
 
 
 def test_slices_come_undecoded_to_who_asks() -> None:
-    """An aggregator gets each slice with its place and quantizer, and decodes or accumulates it itself."""
+    """An aggregator gets each slice with its place and codec, and decodes or accumulates it itself."""
     tensor = RNG.standard_normal(3_000_000, np.float32)
     _, frames = encode({"a": np.zeros(3, np.int64), "t": tensor}, "nf4")
     checker = MessageChecker()
@@ -240,7 +240,7 @@ def test_slices_come_undecoded_to_who_asks() -> None:
         assert isinstance(event, SliceEvent) == (frame.kind == Kind.SLICE)
         if event and event.spec.name == "t":
             part = out[event.offset : event.offset + event.count]
-            event.quantizer.decode(event.payload, event.spec.dtype, part.view(np.uint8).data)
+            event.codec.decode(event.payload, event.offset, part.view(np.uint8).data)
             seen.append((event.spec.name, event.offset, event.count))
     assert len(seen) == 2 and seen[1][1] == seen[0][2] and seen[0][2] % 64 == 0
     assert np.abs(out - tensor).mean() == pytest.approx(0.0728, abs=1e-3)
