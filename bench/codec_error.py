@@ -56,9 +56,9 @@ def with_feedback(pipeline: str) -> float:
     true, sent = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for number in range(ROUNDS):
         update = (random.standard_t(4, shape) * 1e-4).astype(np.float32)
-        context = CodecContext(residuals=residuals.begin(str(number)))
-        decoded, _ = _through(f"feedback | {pipeline}", "weight", update, context)
-        residuals.seal()
+        one = residuals.begin(str(number))
+        decoded, _ = _through(f"feedback | {pipeline}", "weight", update, CodecContext(residuals=one))
+        one.seal()
         residuals.commit()
         true += update
         sent += decoded

@@ -1,17 +1,16 @@
-"""Size and speed of every codec on a state_dict of the shape of Llama-3.2-1B, which is really encoded.
+"""Size of a state_dict of the shape of Llama-3.2-1B under every codec; it is really encoded.
 
-    python bench/codec_sizes.py                     # all codecs, one thread
+    python bench/codec_sizes.py                     # all codecs
     python bench/codec_sizes.py --codecs nf4 int8
 
 The weights are random, N(0, 0.02²), and never in memory as a whole: each slice of each tensor is copied from
-a tile, encoded, decoded and added to an accumulator; GB/s count fp32 values and the CPU time of the
-codec's own thread. The error is that of the decoded values, its mean square over that of the values.
+a tile and encoded. The error is that of decoded values, its mean square over that of the values. For speeds
+see codecs.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -35,12 +34,9 @@ CODECS = tuple(registry.QUANTIZERS)
 
 @dataclass
 class Result:
-    """What one codec did with the whole state_dict: bytes, seconds, sums of squares."""
+    """What one codec did with the whole state_dict: bytes, sums of squares."""
 
     nbytes: int = 0
-    encoding: float = 0.0
-    decoding: float = 0.0
-    accumulating: float = 0.0
     error: float = 0.0
     power: float = 0.0
 
@@ -51,16 +47,18 @@ class Bench:
     def __init__(self, seed: int) -> None:
         self._tile = np.random.default_rng(seed).standard_normal(TILE, np.float32) * np.float32(0.02)
         # Filled, not only reserved: their pages are there before the resident size is first taken.
-        self._values, self._decoded, self._sum = (np.full(SLICE, 1, np.float32) for _ in range(3))
+        self._values, self._decoded = (np.full(SLICE, 1, np.float32) for _ in range(2))
         self._payload = memoryview(bytearray(5 * SLICE))
 
     def measure(self, quantizer: Quantizer) -> Result:
-        """Encode, decode and accumulate every slice."""
+        """Encode every slice, and decode some."""
         result = Result()
         for number, count in enumerate(slices()):
             self._fill(number, count)
-            self._slice(quantizer, count, result)
+            encoded = quantizer.encode(_bytes(self._values[:count]), FP32, self._payload)
+            result.nbytes += encoded.nbytes
             if number % 50 == 0:
+                quantizer.decode(self._payload[: encoded.nbytes], FP32, _bytes(self._decoded[:count]))
                 self._compare(count, result)
         return result
 
@@ -70,20 +68,6 @@ class Bench:
         np.multiply(
             self._tile[start : start + count], np.float32(1 + number % 97 / 97), out=self._values[:count]
         )
-
-    def _slice(self, quantizer: Quantizer, count: int, result: Result) -> None:
-        values, decoded = self._values[:count], self._decoded[:count]
-        began = time.thread_time()
-        encoded = quantizer.encode(_bytes(values), FP32, self._payload)
-        coded = time.thread_time()
-        payload = self._payload[: encoded.nbytes]
-        quantizer.decode(payload, FP32, _bytes(decoded))
-        back = time.thread_time()
-        quantizer.accumulate(payload, FP32, self._sum[:count], 0.5)
-        result.accumulating += time.thread_time() - back
-        result.decoding += back - coded
-        result.encoding += coded - began
-        result.nbytes += encoded.nbytes
 
     def _compare(self, count: int, result: Result) -> None:
         values, decoded = self._values[: min(count, 65536)], self._decoded[: min(count, 65536)]
@@ -105,23 +89,20 @@ def _bytes(values: npt.NDArray[np.float32]) -> memoryview:
 
 def main() -> None:
     """Print one row for each codec as it is done."""
-    parser = argparse.ArgumentParser(
-        description="Size and speed of the codecs on a Llama-3.2-1B-shaped state_dict"
-    )
+    parser = argparse.ArgumentParser(description="Size of a Llama-3.2-1B-shaped state_dict under every codec")
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=CODECS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     original = 4 * sum(map(prod, llama.shapes().values()))
     bench = Bench(arguments.seed)
     before = resident.forget_peak()
-    print(f"{len(llama.shapes())} tensors, {original / MIB:.2f} MiB of fp32; GB/s of fp32, one thread\n")
-    print(f"{'codec':8}{'MiB':>10}{'% of fp32':>11}{'encode':>9}{'decode':>9}{'accumulate':>12}{'error':>11}")
+    print(f"{len(llama.shapes())} tensors, {original / MIB:.2f} MiB of fp32\n")
+    print(f"{'codec':10}{'MiB':>10}{'% of fp32':>11}{'error':>11}")
     for name in arguments.codecs:
         result = bench.measure(registry.quantizer(name))
-        speeds = [original / 1e9 / spent for spent in (result.encoding, result.decoding, result.accumulating)]
         print(
-            f"{name:8}{result.nbytes / MIB:10.2f}{100 * result.nbytes / original:11.2f}"
-            f"{speeds[0]:9.2f}{speeds[1]:9.2f}{speeds[2]:12.2f}{result.error / result.power:11.2e}",
+            f"{name:10}{result.nbytes / MIB:10.2f}{100 * result.nbytes / original:11.2f}"
+            f"{result.error / result.power:11.2e}",
             flush=True,
         )
     print(f"\npeak resident size beyond the slices' own buffers: {(resident.peak() - before) / MIB:.1f} MiB")

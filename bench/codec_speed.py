@@ -31,7 +31,7 @@ Slice = tuple[int, int]
 
 @dataclass
 class Speed:
-    """GB/s of fp32 of each step with one thread and with two; MiB beyond what the caller gave."""
+    """GB/s of original values, each step with one thread and with two; MiB beyond what the caller gave."""
 
     rates: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     extra_mib: float = 0.0
@@ -43,14 +43,16 @@ class Bench:
     Args:
         nbytes: of the tensor; its values are N(0, 0.02²).
         runs: of each step; the best one counts.
+        dtype: float32 or bfloat16.
     """
 
-    def __init__(self, nbytes: int, runs: int) -> None:
-        count = nbytes // 4
+    def __init__(self, nbytes: int, runs: int, dtype: str = "float32") -> None:
+        self._dtype = DTYPES[dtype]
+        count = nbytes // self._dtype.itemsize
         tile = np.random.default_rng(0).standard_normal(TILE, np.float32) * np.float32(0.02)
-        self._values = np.resize(tile, count)
-        self._out = np.zeros(count, np.float32)
-        self._out.fill(0)  # a page that was never written does not exist yet
+        self._values = np.resize(tile if dtype == "float32" else tile.view(np.uint16)[1::2], count)
+        self._out = np.full_like(self._values, 0)  # a page that was never written does not exist yet
+        self._sums = self._out.view(np.float32) if dtype == "float32" else np.full(count, 0, np.float32)
         self._runs = runs
         self._pool = ThreadPoolExecutor(max(THREADS))
         # A frame for each thread, its pages there before anything is timed.
@@ -59,7 +61,7 @@ class Bench:
     def close(self) -> None:
         """End the threads and let go of the tensors."""
         self._pool.shutdown()
-        self._values = self._out = np.empty(0, np.float32)
+        del self._values, self._out, self._sums
 
     def memcpy(self, threads: int) -> float:
         """GB/s of copying the tensor."""
@@ -74,7 +76,7 @@ class Bench:
 
     def measure(self, pipeline: str) -> Speed:
         """All steps of one pipeline."""
-        spec = ItemSpec("tensor", DTYPES["float32"], (len(self._values),))
+        spec = ItemSpec("tensor", self._dtype, (len(self._values),))
         codec = bind(Pipeline.parse(pipeline), spec, NO_CONTEXT)
         slices = slice_bounds(spec.count, slice_elements(0, spec, codec, FRAME_BYTES))
         payloads, places = self._encoded(codec, slices)
@@ -91,13 +93,13 @@ class Bench:
         def accumulate(_: int, mine: Sequence[Slice]) -> None:
             for start, count in mine:
                 first, last = places[start]
-                codec.accumulate(payloads[first:last], start, self._out[start : start + count], WEIGHT)
+                codec.accumulate(payloads[first:last], start, self._sums[start : start + count], WEIGHT)
 
         result = Speed()
         before = resident.forget_peak()
         for name, work in zip(STEPS, (encode, decode, accumulate), strict=True):
             if name == "accumulate":
-                self._out.fill(0)
+                self._sums.fill(0)
             one, two = (self._best(work, slices, threads) for threads in THREADS)
             result.rates[name] = (one, two)
         result.extra_mib = (resident.peak() - before) / (1 << 20)
@@ -108,7 +110,7 @@ class Bench:
     ) -> tuple[memoryview, dict[int, tuple[int, int]]]:
         """All payloads, one behind the other, and where that of each slice lies."""
         room = sum(codec.encoded_size(count) for _, count in slices)
-        arena = memoryview(np.empty(room, np.uint8))
+        arena = np.empty(room, np.uint8).data
         places: dict[int, tuple[int, int]] = {}
         end = 0
         for start, count in slices:
@@ -134,5 +136,5 @@ class Bench:
         return self._values.nbytes / best / 1e9
 
 
-def _bytes(values: npt.NDArray[np.float32]) -> memoryview:
+def _bytes(values: npt.NDArray[np.generic]) -> memoryview:
     return values.view(np.uint8).data

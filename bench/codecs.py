@@ -63,6 +63,9 @@ def speed(codecs: Sequence[str], nbytes: int, runs: int, stock: bool) -> dict[st
     bench = codec_speed.Bench(nbytes, runs)
     copies = {threads: bench.memcpy(threads) for threads in codec_speed.THREADS}
     rows = {codec: bench.measure(codec) for codec in codecs}
+    halves = codec_speed.Bench(nbytes, runs, "bfloat16")
+    rows["lossless, bfloat16"] = halves.measure("lossless")
+    halves.close()
     # Again at the end: whoever shares the machine may have come or gone meanwhile.
     copies = {threads: max(copies[threads], bench.memcpy(threads)) for threads in codec_speed.THREADS}
     bench.close()

@@ -96,8 +96,8 @@ void tb_store(int dtype, void *out, int64_t first, int64_t count, const float *v
 
 /* Outputs of more bytes than this are written past the caches with tb_stream, TB_STEP by TB_STEP: lines are not read
  * before they are overwritten, and nothing of use is driven out. tb_streamed ends that. Smaller outputs may be read
- * again soon: what the stages of a chain hand to each other has 4 MiB at most. */
-#define TB_STREAMED (4 << 20)
+ * again soon: what the stages of a chain hand to each other has 2 MiB at most. */
+#define TB_STREAMED (2 << 20)
 void tb_stream(void *out, const float *values, int64_t count);
 void tb_streamed(void);
 
