@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorbus.codecs.base import Accumulator as Sums
-from tensorbus.codecs.floats import QUANTISABLE, as_bytes, narrow
+from tensorbus.codecs.dtypes import DTYPES
+from tensorbus.codecs.floats import QUANTISABLE, as_bytes
 from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.codecs.scratch import pieces, scratch
+from tensorbus.codecs.values import all_finite, convert
 from tensorbus.errors import NonFiniteValues, UnsupportedDtype
+from tensorbus.streaming.buffers import SliceBuffer
 from tensorbus.streaming.decoder import SliceEvent
 from tensorbus.streaming.specs import naming
 
@@ -50,26 +53,44 @@ class Accumulator:
 
         Raises:
             NonFiniteValues: the payload holds NaN or Inf, or the sum leaves the range of its precision.
-            PayloadMismatch: see ``Quantizer.accumulate``. The sums are undefined after either.
+            PayloadMismatch: see ``SliceCodec.accumulate``. The sums are undefined after either.
         """
         sums = self._sums[name][event.offset : event.offset + event.count]
         with naming(event.spec.name), np.errstate(over="ignore"):
-            event.quantizer.accumulate(event.payload, event.spec.dtype, sums, weight)
-        # Finite values and a finite weight may still overflow the sum, and one Inf would spoil the model for
-        # all. min and max carry NaN and Inf along, allocate nothing, and find the slice still in the cache.
-        if event.count and not (np.isfinite(sums.min()) and np.isfinite(sums.max())):
-            raise NonFiniteValues(
-                f"{name!r}: values from element {event.offset} on leave the range of {sums.dtype} when summed"
-            )
+            event.codec.accumulate(event.payload, event.offset, sums, weight)
+        _check_finite(name, event.offset, sums)
+
+    def add_pieces(self, name: str, event: SliceEvent, pieces: Sequence[tuple[int, int, float]]) -> None:
+        """As ``add``, with a weight for each piece (start, stop, weight) of the slice. Raises as ``add``."""
+        sums = self._sums[name]
+        values = np.zeros_like(sums[: event.count])
+        with naming(event.spec.name), np.errstate(over="ignore"):
+            event.codec.accumulate(event.payload, event.offset, values, 1.0)
+        for start, stop, weight in pieces:
+            piece = values[start - event.offset : stop - event.offset]
+            piece *= weight
+            sums[start:stop] += piece
+            _check_finite(name, start, sums[start:stop])
 
     def divide(self, total: float) -> None:
         """Every sum divided by ``total``, in place."""
         for sums in self._sums.values():
             np.divide(sums, total, out=sums)
 
-    def item(self, spec: ItemSpec, convert: Conversion) -> Item:
-        """The values of a tensor in its original dtype, read from the sums themselves."""
-        return _Averaged(spec, self._sums[spec.name], convert)
+    def item(self, spec: ItemSpec, buffer: SliceBuffer) -> Item:
+        """The values of a tensor in its original dtype, read from the sums themselves.
+
+        ``buffer`` is what ``read`` converts into, the same for all items of a source.
+        """
+        return _Averaged(spec, self._sums[spec.name], buffer)
+
+
+def _check_finite(name: str, offset: int, sums: Sums) -> None:
+    """Finite values and a finite weight may still overflow, and one Inf would spoil the model for all."""
+    if not all_finite(sums):  # which finds the slice still in the cache
+        raise NonFiniteValues(
+            f"{name!r}: values from element {offset} on leave the range of {sums.dtype} when summed"
+        )
 
 
 def _room(spec: ItemSpec) -> Sums:
@@ -80,32 +101,22 @@ def _room(spec: ItemSpec) -> Sums:
     raise UnsupportedDtype(f"{spec.name!r} is {spec.dtype}, which has no mean; keep it out of the model")
 
 
-class Conversion:
-    """Sums to the original dtype, in one buffer for all items of a source: as large as the largest slice."""
+def _convert(sums: Sums, spec: ItemSpec, out: memoryview) -> None:
+    """Write sums as ``spec.dtype`` to ``out``, which has exactly their size.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def __call__(self, sums: Sums, spec: ItemSpec) -> memoryview:
-        """The values as ``spec.dtype``; valid until the next call.
-
-        Integers are rounded to the nearest, ties to even; a bool is what the majority says, a tie is False.
-        """
-        size = sums.size * spec.dtype.itemsize
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        out = memoryview(self._buffer)[:size]
-        converted = as_bytes(out)
-        for start, stop in pieces(sums.size):
-            into = converted[start * spec.dtype.itemsize : stop * spec.dtype.itemsize]
-            piece = sums[start:stop]
-            if spec.dtype.kind == "float":
-                narrow(piece.astype(np.float32, copy=False), spec.dtype, into)
-            elif spec.dtype.kind == "bool":
-                np.greater(piece, 0.5, out=into.view(np.bool_))
-            else:
-                _round(piece, into.view(np.dtype(spec.dtype.name)))
-        return out
+    Integers are rounded to the nearest, ties to even; a bool is what the majority says, a tie is False.
+    """
+    converted = as_bytes(out)
+    if spec.dtype.kind == "float":
+        convert(sums.view(np.uint8), DTYPES[sums.dtype.name], converted, spec.dtype)
+        return
+    for start, stop in pieces(sums.size):
+        into = converted[start * spec.dtype.itemsize : stop * spec.dtype.itemsize]
+        piece = sums[start:stop]
+        if spec.dtype.kind == "bool":
+            np.greater(piece, 0.5, out=into.view(np.bool_))
+        else:
+            _round(piece, into.view(np.dtype(spec.dtype.name)))
 
 
 def _round(means: Sums, into: npt.NDArray[np.integer]) -> None:
@@ -121,14 +132,23 @@ def _round(means: Sums, into: npt.NDArray[np.integer]) -> None:
 class _Averaged(Item):
     """A tensor of the result; what is summed in its own dtype is sent from where it lies."""
 
-    def __init__(self, spec: ItemSpec, means: Sums, convert: Conversion) -> None:
+    concurrent = True
+
+    def __init__(self, spec: ItemSpec, means: Sums, buffer: SliceBuffer) -> None:
         self.spec = spec
         self.stable = spec.dtype.name in ("float32", "float64")
         self._means = means
-        self._convert = convert
+        self._buffer = buffer
 
     def read(self, offset: int, count: int) -> memoryview:
-        means = self._means[offset : offset + count]
         if self.stable:
-            return means.view(np.uint8).data
-        return self._convert(means, self.spec)
+            return self._means[offset : offset + count].view(np.uint8).data
+        out = self._buffer.take(count * self.spec.dtype.itemsize)
+        self.read_into(offset, count, out)
+        return out
+
+    def read_into(self, offset: int, count: int, out: memoryview) -> None:
+        if self.stable:
+            super().read_into(offset, count, out)
+        else:
+            _convert(self._means[offset : offset + count], self.spec, out)

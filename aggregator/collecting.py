@@ -43,11 +43,13 @@ class Collector:
     """Takes the deliveries of one round.
 
     Attributes:
+        base: id of the round's model, from which an update may be a change.
         now: the clock of ``round``, in seconds.
     """
 
     bus: Client
     round: Round
+    base: str
     folder: Folder
     emit: Emitter
     now: Callable[[], float]
@@ -113,7 +115,7 @@ class Collector:
             )
 
         told(0)
-        await self.folder.fold(message, update.num_examples, told)
+        await self.folder.fold(message, update.num_examples, told, self.base)
 
     def _accept(self, delivery: Delivery, update: UpdateHeaders) -> None:
         self.round.accept(delivery.id, update)

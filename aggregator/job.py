@@ -139,6 +139,16 @@ def update_key(job: str, number: int, site: str, attempt: int = 1) -> str:
     return f"{job}/round-{number}/{site}" + (f"/{attempt}" if attempt > 1 else "")
 
 
+def update_round(key: str) -> int:
+    """The round of an update's idempotency key."""
+    return int(key.split("/round-", 1)[1].split("/", 1)[0])
+
+
+def state_name(job: str, site: str | None = None) -> str:
+    """The part of a state folder that is a site's, or the aggregator's; no site can be called so."""
+    return f"{job}--{site}" if site is not None else f"{job}--aggregator--state"
+
+
 def site_consumer(job: str, site: str) -> str:
     """The consumer of a site, on the job's models."""
     return f"{job}--{site}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensorbus.bus.client import Client
 from tensorbus.bus.client.progress import ProgressCallback
 from tensorbus.bus.messages import MessageInfo
+from tensorbus.codecs.base import Sink
 from tensorbus.errors import NotFound, RoundClosed
+from tensorbus.streaming.headers import Envelope
+from tensorbus.streaming.sinks import open_file_sink, open_sink
 
 from .headers import ModelHeaders
 from .job import JobSpec, model_topic
@@ -37,24 +41,32 @@ class GlobalModel:
         """The job's specification, as the aggregator had it when it published this model."""
         return self.headers.spec
 
+    @property
+    def base(self) -> str:
+        """The id under which an update may be a change from this model, as everyone decodes it."""
+        return f"message:{self.info.digest}"
+
     async def load(self, into: object | None = None, progress: ProgressCallback | None = None) -> object:
         """The model in its container kind, or decoded in place into the tensors of ``into``.
 
         Raises:
             RoundClosed: the round is so long over that its model was deleted.
             ManifestMismatch: ``into`` lacks a tensor, or has it with another shape or dtype.
+            MissingBase: it is a change from a base that this client does not have.
         """
-        try:
-            message = await self.bus.fetch(self.info.id)
-            return await message.load(into, progress=progress)
-        except NotFound as error:
-            raise self._gone() from error
+        return await self.decode(lambda envelope: open_sink(envelope, into), progress)
 
     async def save(self, path: str | Path, progress: ProgressCallback | None = None) -> None:
-        """The model as a safetensors file, written in place and never loaded. Raises RoundClosed."""
+        """The model as a safetensors file, written in place and never loaded. Raises as `load`."""
+        await self.decode(lambda envelope: open_file_sink(envelope, path), progress)
+
+    async def decode(
+        self, make_sink: Callable[[Envelope], Sink], progress: ProgressCallback | None = None
+    ) -> object:
+        """The model into a sink of your own; see `Message.decode`. Raises as `load`."""
         try:
             message = await self.bus.fetch(self.info.id)
-            await message.save(path, progress=progress)
+            return await message.decode(make_sink, progress)
         except NotFound as error:
             raise self._gone() from error
 

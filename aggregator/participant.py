@@ -15,7 +15,7 @@ answered it.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from typing import cast
 
 from tensorbus.bus.client import Client, Receipt
 from tensorbus.bus.client.progress import ProgressCallback
-from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import AlreadySettled, JobError, NotFound
+from tensorbus.streaming.sinks import open_file_sink, open_sink
 
 from .headers import UpdateHeaders
-from .job import JobSpec, check_name, model_topic, site_consumer, update_key, updates_topic
+from .job import JobSpec, check_name, model_topic, site_consumer, state_name, updates_topic
 from .models import GlobalModel, newest_model
-
-log = logging.getLogger("tensorbus.participant")
+from .state_folder import StateFolder
+from .uplink import Uplink
 
 LOOK_AGAIN = 10.0
 """Seconds after which the newest model is looked up although no delivery came: a second process of the same
@@ -46,6 +46,7 @@ class Task:
     site: str
     down: ProgressCallback | None
     up: ProgressCallback | None
+    state: StateFolder
 
     @property
     def round(self) -> int:
@@ -68,12 +69,13 @@ class Task:
         Raises:
             RoundClosed: the round is so long over that its model was deleted.
             ManifestMismatch: ``into`` lacks a tensor, or has it with another shape or dtype.
+            MissingBase: the model is sent as a change from a base that this site was not given.
         """
-        return await self.model.load(into, self.down)
+        return await self._uplink().decode(lambda envelope: open_sink(envelope, into), self.down)
 
     async def save(self, path: str | Path) -> None:
-        """The global model as a safetensors file; it is never in memory. Raises RoundClosed."""
-        await self.model.save(path, self.down)
+        """The global model as a safetensors file; it is never in memory. Raises as `load`."""
+        await self._uplink().decode(lambda envelope: open_file_sink(envelope, path), self.down)
 
     async def submit(
         self, container: object, num_examples: float, metrics: Mapping[str, float] | None = None
@@ -92,29 +94,14 @@ class Task:
         Raises:
             InvalidRequest: ``num_examples`` or a metric is not such a number.
             NonFiniteValues: the container holds NaN or Inf; the tensor is named.
+            StorageError: the state folder cannot be used.
         """
-        bus, job = self.model.bus, self.spec.job
         told = {name: _finite(_plain(value)) for name, value in (metrics or {}).items()}
-        headers = UpdateHeaders(self.site, self.round, _plain(num_examples), told).to_headers(job)
-        newest = await newest_model(bus, job)
-        if newest is not None and newest.round > self.round:
-            log.warning(
-                "round %d of job %s is over; the update of %s is not sent", self.round, job, self.site
-            )
-            return None
-        attempt = 1
-        while True:
-            receipt = await bus.publish(
-                updates_topic(job),
-                container,
-                codec=Pipeline.parse(self.spec.up),
-                headers=headers,
-                key=update_key(job, self.round, self.site, attempt),
-                progress=self.up,
-            )
-            if not receipt.duplicate or await _is_stored(bus, receipt.id):
-                return receipt
-            attempt += 1  # the aggregator refused that one, and deleted it
+        headers = UpdateHeaders(self.site, self.round, _plain(num_examples), told)
+        return await self._uplink().send(container, headers, self.up)
+
+    def _uplink(self) -> Uplink:
+        return Uplink(self.model, self.site, self.state)
 
 
 class Participant:
@@ -123,6 +110,10 @@ class Participant:
     Args:
         job: the job's name.
         site: this site's name, unique within the job; see ``check_name``.
+        base: what models may be sent as a change from: the path of a safetensors file, a container or a Base,
+            which this site has, and the aggregator too. It is added to the bases of ``bus``.
+        state: folder for what the job makes a site keep from round to round, see `StateFolder`; it may be
+            shared by jobs and sites. None is ``TENSORBUS_STATE``, or a temporary folder that a restart loses.
         down, up: called with the Progress of each download and upload.
 
     Raises:
@@ -135,6 +126,8 @@ class Participant:
         *,
         job: str,
         site: str,
+        base: object | None = None,
+        state: str | Path | None = None,
         down: ProgressCallback | None = None,
         up: ProgressCallback | None = None,
     ) -> None:
@@ -143,7 +136,10 @@ class Participant:
         self._site = check_name(site, "site")
         self._down = down
         self._up = up
+        self._state = StateFolder(None if state is None else Path(state), state_name(job, site))
         self._final: GlobalModel | None = None
+        if base is not None:
+            bus.add_base(base)
 
     @property
     def final(self) -> GlobalModel:
@@ -175,7 +171,7 @@ class Participant:
                 if model is not None and model.round > done:
                     done = model.round
                     if not await self._answered(model):
-                        yield Task(model, self._site, self._down, self._up)
+                        yield Task(model, self._site, self._down, self._up, self._state)
                         continue
                 delivery = await deliveries.receive(timeout=LOOK_AGAIN)
                 if delivery is not None:
@@ -183,6 +179,7 @@ class Participant:
                         await delivery.ack()
                     except (AlreadySettled, NotFound):
                         pass  # it has done its work all the same
+        await asyncio.to_thread(self._state.remove)
         try:
             await self._bus.delete_consumer(consumer)
         except NotFound:
@@ -205,12 +202,3 @@ def _plain(value: float) -> float:
 def _finite(value: float) -> float:
     """An Inf is as telling as a NaN, and only one of them is needed."""
     return math.nan if value in (math.inf, -math.inf) else value
-
-
-async def _is_stored(bus: Client, message_id: str) -> bool:
-    """Whether the message is there; the broker remembers keys of messages that were refused and deleted."""
-    try:
-        await bus.message(message_id)
-    except NotFound:
-        return False
-    return True

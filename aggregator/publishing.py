@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from tensorbus.bus.client import Client, Progress
@@ -12,15 +13,22 @@ from .events import Emitter
 from .headers import ModelHeaders
 from .job import JobSpec, model_key, model_topic, seed_topic, updates_topic
 from .models import GlobalModel, newest_model
+from .state_folder import StateFolder
 
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Publishes the models of one job."""
+    """Publishes the models of one job.
+
+    Attributes:
+        state: keeps the residuals from model to model, if the pipeline wants any; where it does not outlive
+            the process they are in memory.
+    """
 
     bus: Client
     spec: JobSpec
     emit: Emitter
+    state: StateFolder
 
     async def publish(self, number: int, container: object) -> GlobalModel:
         """Seal ``container`` as the model that round ``number`` begins with; the newest model.
@@ -34,13 +42,19 @@ class Publisher:
                 "publishing", round=number, bytes=progress.bytes_on_wire, total_bytes=progress.total_on_wire
             )
 
+        pipeline = Pipeline.parse(self.spec.down)
+        has_feedback = any(not stage.undone for stage in pipeline.stages)
+        residuals = (
+            await asyncio.to_thread(self.state.residuals) if has_feedback and self.state.lasting else None
+        )
         receipt = await self.bus.publish(
             model_topic(self.spec.job),
             container,
-            codec=Pipeline.parse(self.spec.down),
+            codec=pipeline,
             headers=headers.to_headers(),
             key=model_key(self.spec.job, number),
             progress=told,
+            residuals=residuals,
         )
         self.emit(
             "published",

@@ -17,18 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tensorbus.bus.client import Client, Message, Subscription
-from tensorbus.errors import BrokerUnavailable, NotFound, TransferStalled
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.errors import BrokerUnavailable, MissingBase, NotFound, TransferStalled
 from tensorbus.streaming.sources import ItemSource
 
 from .collecting import Collector
 from .events import Emitter, Event
 from .folding import Folder, FoldingInterrupted
-from .job import JobSpec, seed_consumer, seed_topic, updates_consumer, updates_topic
+from .job import JobSpec, seed_consumer, seed_topic, state_name, updates_consumer, updates_topic
 from .layout import Layout
 from .models import GlobalModel, newest_model
 from .publishing import Publisher
 from .reducers import Reducer, WeightedMean
 from .rounds import Round
+from .state_folder import StateFolder
 
 log = logging.getLogger("tensorbus.aggregator")
 
@@ -45,6 +47,10 @@ class Aggregator:
         init: safetensors file of the first model; None to wait for a message on the job's seed topic.
         listener: called with every Event.
         reducer: makes the job's reducer for the layout of its model.
+        state: folder for what outlives a restart: residuals of the models, and the first model where that is
+            the base of the others and came as a seed. None is ``TENSORBUS_STATE``.
+
+    Models that are sent as changes have the client's only base as theirs; if it has none, the first model.
     """
 
     def __init__(
@@ -55,12 +61,14 @@ class Aggregator:
         init: Path | None,
         listener: Callable[[Event], None],
         reducer: Callable[[Layout], Reducer] = WeightedMean,
+        state: str | Path | None = None,
     ) -> None:
         self._bus = bus
         self._spec = spec
         self._init = init
         self._emit = Emitter(listener)
-        self._publisher = Publisher(bus, spec, self._emit)
+        self._state = StateFolder(None if state is None else Path(state), state_name(spec.job))
+        self._publisher = Publisher(bus, spec, self._emit, self._state)
         self._make_reducer = reducer
         self._layout: Layout | None = None
         self._folder: Folder | None = None
@@ -72,8 +80,10 @@ class Aggregator:
             BrokerUnavailable: the broker was never there. One that goes away later is waited for.
             JobError: another aggregator has taken the job over.
             UnsupportedDtype, InvalidSpecification: the model, or what is stored of the job, cannot be used.
+            MissingBase: the models are sent as changes, and the base that they are from is not at hand.
         """
         await self._bus.topics()
+        await self._find_base()
         try:
             while True:
                 try:
@@ -93,6 +103,11 @@ class Aggregator:
             model = await self._first()
         else:
             self._emit("resumed", round=model.round, final=model.final, message=model.info.id)
+            if self._wants_base and not model.final:
+                raise MissingBase(
+                    "the global models are sent as changes from the first one, which is not in the state "
+                    f"folder {self._state.path()}; give it with --base"
+                )
         if not model.final:
             folder = self._folder_for(await self._bus.fetch(model.info.id))
             async with self._bus.subscribe(
@@ -104,6 +119,7 @@ class Aggregator:
                     model = await self._round(model, folder, deliveries)
         await self._forget_consumers()
         await self._publisher.clean_up(model)
+        await asyncio.to_thread(self._state.remove)
         self._emit("done", round=model.round, message=model.info.id)
         return model
 
@@ -120,7 +136,7 @@ class Aggregator:
             quorum=self._spec.quorum,
             deadline=self._spec.deadline,
         )
-        collector = Collector(self._bus, opened, folder, self._emit, time.monotonic)
+        collector = Collector(self._bus, opened, model.base, folder, self._emit, time.monotonic)
         await collector.collect(deliveries)
         self._emit(
             "closing",
@@ -129,9 +145,8 @@ class Aggregator:
             num_examples=opened.weight,
             metrics=opened.metrics(),
         )
-        following = await self._publisher.publish(
-            opened.number + 1, ItemSource(model.info.container, await folder.result())
-        )
+        items = await folder.result(await self._bus.fetch(model.info.id))
+        following = await self._publisher.publish(opened.number + 1, ItemSource(model.info.container, items))
         self._emit("settled", round=opened.number, updates=await collector.settle())
         return following
 
@@ -141,13 +156,41 @@ class Aggregator:
         topic = seed_topic(self._spec.job)
         self._emit("waiting", topic=topic)
         async with self._bus.subscribe(topic, consumer=seed_consumer(self._spec.job)) as deliveries:
-            seed = await anext(deliveries)
-            folder = self._folder_for(seed)
-            await folder.reset()
-            await folder.fold(seed, 1.0, lambda _: None)
-            model = await self._publisher.publish(1, ItemSource(seed.info.container, await folder.result()))
+            model = await self._publisher.publish(1, await self._seeded(await anext(deliveries)))
         await self._forget_consumers()
         return model
+
+    async def _seeded(self, seed: Message) -> object:
+        """The first model out of a seed."""
+        if self._wants_base:
+            path = await asyncio.to_thread(self._state.base)
+            await seed.save(path)
+            self._bus.add_base(path)
+            return path
+        folder = self._folder_for(seed)
+        await folder.reset()
+        await folder.fold(seed, 1.0, lambda _: None)
+        return ItemSource(seed.info.container, await folder.result())
+
+    @property
+    def _wants_base(self) -> bool:
+        """Whether models are to be sent as changes, and from what is not known."""
+        down = Pipeline.parse(self._spec.down)
+        return any(stage.against_base for stage in down.stages) and not self._bus.bases
+
+    async def _find_base(self) -> None:
+        """The base of the models where the client has none: the first model, if it is here."""
+        if not self._wants_base:
+            return
+        if self._init is not None:
+            self._bus.add_base(self._init)
+        elif not self._state.lasting:
+            raise MissingBase(
+                "the global models are sent as changes from a base, and there is none: give --base or "
+                "--init, or --state, a folder in which the first model is kept"
+            )
+        elif (path := await asyncio.to_thread(self._state.base)).exists():
+            self._bus.add_base(path)
 
     def _folder_for(self, message: Message) -> Folder:
         """The job's folder, made once: its accumulator is the largest thing that this process holds."""

@@ -14,6 +14,7 @@ from .round_view import RoundLines, RoundView
 
 if TYPE_CHECKING:
     from tensorbus.aggregator.job import JobSpec
+    from tensorbus.bus.client import Client
 
 
 @click.command("aggregate")
@@ -49,6 +50,21 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The first model, a .safetensors file; without it, a message on fl.JOB.seed is awaited.",
 )
+@click.option(
+    "--base",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --down 'delta | …', what the models are changes from: a .safetensors file that every site "
+    "has.  [default: the first model]",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    envvar="TENSORBUS_STATE",
+    show_envvar=True,
+    help="What outlives a restart, where --down has feedback, or delta and the first model is not a file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one JSON object per line.")
 @broker_options
 def command(
@@ -61,6 +77,8 @@ def command(
     up: str,
     keep: tuple[str, ...],
     init: Path | None,
+    base: Path | None,
+    state: Path | None,
     as_json: bool,
     url: str,
     token: str | None,
@@ -71,14 +89,16 @@ def command(
     one accumulator as they come, and makes their mean, weighted by the number of examples, the next model.
     It may be stopped and started again at any time: it goes on with the round that is open.
 
-    CODEC is none, fp16, bf16, int8, fp4, nf4 or nf4-dq; sites learn it with the model.
+    CODEC is a quantiser such as none, bf16, int8 or nf4, or stages and a quantiser, 'delta | nf4'; sites
+    learn it with the model. With delta, an update is the change from the round's model.
 
     \b
     Example:
-      tensorbus aggregate --job sft --sites 2 --rounds 5 --down nf4 --up nf4 \\
-        --keep '*norm*' --init model.safetensors
+      tensorbus aggregate --job sft --sites 2 --rounds 5 --init model.safetensors \\
+        --down 'delta | nf4' --up 'delta | nf4' --keep '*norm*'
     """
     from tensorbus.aggregator.job import JobSpec
+    from tensorbus.bus.client import Client
     from tensorbus.codecs.pipeline import Pipeline
 
     spec = JobSpec(
@@ -91,22 +111,22 @@ def command(
         up=Pipeline.parse(up, keep).to_json(),
     )
     with RoundLines() if as_json else RoundView(job) as view:
-        stopped = asyncio.run(_run(url, token, spec, init, view))
+        stopped = asyncio.run(_run(Client(url, token, bases=[base] if base else []), spec, init, state, view))
     if stopped:
         click.echo("tensorbus: stopped; start it again to go on where it was", err=True)
         raise click.exceptions.Abort
 
 
 async def _run(
-    url: str, token: str | None, spec: JobSpec, init: Path | None, view: RoundLines | RoundView
+    client: Client, spec: JobSpec, init: Path | None, state: Path | None, view: RoundLines | RoundView
 ) -> bool:
     """Run the job; True if a signal ended it first."""
     from tensorbus.aggregator.worker import Aggregator
-    from tensorbus.bus.client import Client
 
     loop = asyncio.get_running_loop()
-    async with Client(url, token=token) as bus:
-        work = asyncio.ensure_future(Aggregator(bus, spec, init=init, listener=view).run())
+    async with client as bus:
+        aggregator = Aggregator(bus, spec, init=init, listener=view, state=state)
+        work = asyncio.ensure_future(aggregator.run())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, work.cancel)
         try:

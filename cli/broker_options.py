@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -35,8 +36,22 @@ def broker_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def with_client(url: str, token: str | None, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Open a client, do ``work`` with it, and close it."""
+def base_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--base`` for reading, which arrives as ``bases``."""
+    return click.option(
+        "--base",
+        "bases",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="A .safetensors file that messages may be changes from. Repeatable.",
+    )(command)
+
+
+def with_client(
+    url: str, token: str | None, work: Callable[[Client], Awaitable[T]], bases: Iterable[Path] = ()
+) -> T:
+    """Open a client that has ``bases``, do ``work`` with it, and close it."""
     from tensorbus.bus.client import Client, ClientSettings
 
     from .allocator import keep_large_buffers
@@ -45,7 +60,8 @@ def with_client(url: str, token: str | None, work: Callable[[Client], Awaitable[
     keep_large_buffers()
 
     async def talk() -> T:
-        async with Client(url, token=token, settings=ClientSettings(retry_for=PATIENCE)) as bus:
+        settings = ClientSettings(retry_for=PATIENCE)
+        async with Client(url, token=token, settings=settings, bases=bases) as bus:
             return await work(bus)
 
     return run(talk())

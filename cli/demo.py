@@ -26,7 +26,9 @@ INSTALL = """\
 
 
 @click.command("demo")
-@click.option("--codec", default="nf4", show_default=True, help="Codec of the messages in both directions.")
+@click.option(
+    "--codec", default="delta | nf4", show_default=True, help="Codec of the messages in both directions."
+)
 @click.option("--codec-down", metavar="CODEC", help="Another one for the global models.")
 @click.option("--codec-up", metavar="CODEC", help="Another one for the sites' updates.")
 @click.option(
@@ -41,9 +43,6 @@ INSTALL = """\
 )
 @click.option(
     "--seed", default=0, show_default=True, help="The same seed trains on the same text in the same order."
-)
-@click.option(
-    "--weights", is_flag=True, help="Exchange the weights themselves, not their change since the start."
 )
 @click.option(
     "--tiny", is_flag=True, help="A toy of random weights instead of SmolLM2, to see the parts move."
@@ -74,7 +73,6 @@ def command(
     rounds: int,
     steps: int,
     seed: int,
-    weights: bool,
     tiny: bool,
     port: int,
     output: Path,
@@ -87,12 +85,13 @@ def command(
     SmolLM2-135M-Instruct, all of it, each on its share of a small corpus; what they exchange is quantised in
     both directions. At the end there are tables, DIR/report.json and the loss curve in DIR/loss.png.
 
-    CODEC is none, fp16, bf16, int8, fp4, nf4 or nf4-dq. With --codec none and the same seed you get the
-    full-precision reference.
+    CODEC is a quantiser such as none, bf16, int8 or nf4, or stages and a quantiser: 'delta | nf4' sends the
+    change, of a model since the pretrained weights and of an update since the round's model. With --codec
+    none and the same seed you get the full-precision reference; with nf4 the weights themselves are sent.
 
     \b
     Example:
-      tensorbus demo --codec int8 --sites 4 --rounds 3
+      tensorbus demo --codec 'delta | int8' --sites 4 --rounds 3
     """
     _check_installed()
     from rich.console import Console
@@ -111,7 +110,6 @@ def command(
         rounds=rounds,
         steps=steps,
         seed=seed,
-        weights=weights,
         tiny=tiny,
         port=port,
         output=output,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .broker_options import broker_options, with_client
+from .broker_options import base_option, broker_options, with_client
 from .output import print_json, size
 from .transfer_bar import TransferBar
 
@@ -24,21 +24,30 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="The file to write. It appears when it is complete, and replaces what is there.",
 )
+@base_option
 @click.option("--item", metavar="NAME", help="Fetch this item only.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 @broker_options
 def command(
-    message_id: str, output: Path, item: str | None, as_json: bool, url: str, token: str | None
+    message_id: str,
+    output: Path,
+    bases: tuple[Path, ...],
+    item: str | None,
+    as_json: bool,
+    url: str,
+    token: str | None,
 ) -> None:
     """Fetch message ID into a file.
 
     Tensors are decoded into a .safetensors file of their original precision, written in place; bytes are
-    written as they are. Neither is ever loaded into memory.
+    written as they are. Neither is ever loaded into memory. A message that is a change from a file which both
+    ends have (its codec begins with delta or same) needs that file: --base.
 
     \b
     Examples:
       tensorbus fetch 5f0c… -o model.safetensors
       tensorbus fetch 5f0c… -o head.safetensors --item lm_head.weight
+      tensorbus fetch 5f0c… -o tuned.safetensors --base pretrained.safetensors
     """
 
     async def work(bus: Client) -> Message:
@@ -47,7 +56,7 @@ def command(
             await message.save(output, item=item, progress=bar)
         return message
 
-    message = with_client(url, token, work)
+    message = with_client(url, token, work, bases)
     written = output.stat().st_size
     if as_json:
         print_json({"id": message.id, "path": str(output), "bytes": written, "item": item})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import click
 from rich.console import Console
@@ -40,6 +41,8 @@ def command(message_id: str, as_json: bool, url: str, token: str | None) -> None
 def _print_facts(console: Console, message: Message) -> None:
     info = message.info
     facts = Table.grid(padding=(0, 2))
+    facts.add_column()
+    facts.add_column(overflow="fold")  # an id is to be read whole, also in a narrow window
     for name, value in (
         ("message", info.id),
         ("topic", info.topic),
@@ -48,6 +51,7 @@ def _print_facts(console: Console, message: Message) -> None:
         ("published", f"{info.created:%Y-%m-%d %H:%M:%S} UTC"),
         ("container", info.container),
         ("codec", json.dumps(dict(info.pipeline)) if info.pipeline else "–"),
+        *(("base", base) for base in _bases(info.pipeline)),
         (
             "size",
             f"{size(info.bytes)} on the wire, {size(info.original_bytes)} original "
@@ -61,6 +65,14 @@ def _print_facts(console: Console, message: Message) -> None:
     console.print(facts, highlight=False)
 
 
+def _bases(pipeline: Mapping[str, object]) -> list[str]:
+    """The ids of what the message is a change from; its items name no other."""
+    stages = pipeline.get("stages")
+    listed = cast("list[object]", stages) if isinstance(stages, list) else []
+    entries = [cast("dict[str, object]", stage) for stage in listed if isinstance(stage, dict)]
+    return [str(entry["base"]) for entry in entries if "base" in entry]
+
+
 def _print_items(console: Console, items: tuple[ItemSpec, ...]) -> None:
     table = Table("item", "dtype", "shape", "codec", box=None)
     table.add_column("bytes", justify="right")
@@ -71,25 +83,32 @@ def _print_items(console: Console, items: tuple[ItemSpec, ...]) -> None:
             escape(item.name),
             item.dtype.name if item.kind == "tensor" else item.kind,
             escape(str(list(item.shape))),
-            escape(f"view of {item.view.of}" if item.view else str(item.codec.get("name"))),
+            escape(f"view of {item.view.of}" if item.view else _codec_text(item)),
             str(item.nbytes),
             "?" if on_wire is None else str(on_wire),
         )
     console.print(table, highlight=False)
 
 
+def _codec_text(item: ItemSpec) -> str:
+    """The stages and the quantizer, by name, as a pipeline is written."""
+    stages = item.codec.get("stages", [])
+    listed = cast("list[dict[str, object]]", stages) if isinstance(stages, list) else []
+    return " | ".join(str(config.get("name")) for config in (*listed, item.codec))
+
+
 def payload_bytes(item: ItemSpec) -> int | None:
     """Bytes of the item's payloads; None where its codec is not installed or decides as it goes."""
-    from tensorbus.codecs.registry import quantizer
+    from tensorbus.codecs.chain import codec_of
     from tensorbus.errors import TensorbusError
 
     if item.view is not None:
         return 0
     try:
-        codec = quantizer(item.codec)
+        codec = codec_of(item)
     except TensorbusError:
         return None
-    return codec.encoded_size(item.count, item.dtype) if codec.fixed_size else None
+    return codec.encoded_size(item.count) if codec.fixed_size else None
 
 
 def _entry(item: ItemSpec) -> dict[str, object]:

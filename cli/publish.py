@@ -21,8 +21,21 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--codec",
-    help="How tensors are quantised on the wire: none (the default), fp16, bf16, int8, fp4, nf4, nf4-dq, "
-    "or with parameters, nf4:blocksize=128.",
+    metavar="CODEC",
+    help="What is done to tensors on the wire: a quantiser, none by default, such as nf4, int8 or "
+    "nf4:blocksize=128; or stages and a quantiser, 'delta | nf4'.",
+)
+@click.option(
+    "--base",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What the stages delta and same compare with, a .safetensors file that the receiver has too.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the stage feedback keeps what quantising left out, for the next message of this kind.",
 )
 @click.option(
     "--keep",
@@ -40,6 +53,8 @@ def command(
     topic: str,
     file: Path,
     codec: str | None,
+    base: Path | None,
+    state: Path | None,
     keep: tuple[str, ...],
     key: str | None,
     headers: tuple[str, ...],
@@ -55,18 +70,31 @@ def command(
     \b
     Examples:
       tensorbus publish models.demo model.safetensors --codec nf4 --keep '*norm*'
+      tensorbus publish models.demo tuned.safetensors --codec 'delta | nf4' --base pretrained.safetensors
       tensorbus publish notes.demo README.md --header author=me
     """
+    from tensorbus.codecs.pipeline import Pipeline
     from tensorbus.streaming.byte_files import BytesFileSource
+    from tensorbus.streaming.residual_files import FileResiduals
 
     parsed = dict(_header(header) for header in headers)
+    pipeline = Pipeline.parse(codec, keep)
+    if state is None and not all(stage.undone for stage in pipeline.stages):
+        raise click.UsageError("feedback keeps what it leaves out for the next message: give --state DIR")
 
     async def work(bus: Client) -> Receipt:
         container = file if file.suffix == ".safetensors" else BytesFileSource(file)
         try:
             with TransferBar(f"publishing {file.name}") as bar:
                 return await bus.publish(
-                    topic, container, codec=codec, keep=keep, headers=parsed, key=key, progress=bar
+                    topic,
+                    container,
+                    codec=pipeline,
+                    headers=parsed,
+                    key=key,
+                    progress=bar,
+                    base=base,
+                    residuals=None if state is None else FileResiduals(state),
                 )
         finally:
             if isinstance(container, BytesFileSource):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .broker_options import broker_options, with_client
+from .broker_options import base_option, broker_options, with_client
 from .output import print_json, size
 from .transfer_bar import TransferBar
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write each message to a file in this folder.",
 )
+@base_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message and line.")
 @broker_options
 def command(
@@ -45,6 +46,7 @@ def command(
     follow: bool,
     count: int | None,
     save_dir: Path | None,
+    bases: tuple[Path, ...],
     as_json: bool,
     url: str,
     token: str | None,
@@ -78,7 +80,7 @@ def command(
 
     if save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
-    with_client(url, token, work)
+    with_client(url, token, work, bases)
 
 
 async def _take(delivery: Delivery, save_dir: Path | None) -> Path | None:

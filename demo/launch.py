@@ -16,7 +16,7 @@ from tensorbus.errors import TensorbusError
 
 from .display import View
 from .memory import PeakMeter, resident
-from .model import WEIGHTS, ZEROS
+from .model import WEIGHTS
 from .processes import Child, Event, ProcessFailed
 from .scoreboard import AGGREGATOR, BROKER, Scoreboard
 from .settings import JOB, DemoSettings
@@ -130,7 +130,6 @@ class Launch:
 
     def _aggregator_arguments(self) -> list[str]:
         settings = self._settings
-        first = self._model / (WEIGHTS if settings.weights else ZEROS)
         keep = [argument for pattern in settings.keep for argument in ("--keep", pattern)]
         return [
             *("-m", "tensorbus", "aggregate", "--json"),
@@ -141,7 +140,8 @@ class Launch:
             *("--down", settings.down),
             *("--up", settings.up),
             *keep,
-            *("--init", str(first)),
+            *("--init", str(self._model / WEIGHTS)),
+            *("--state", str(self._work / "state")),
         ]
 
     def _site_arguments(self, share: int, site: str) -> list[str]:
@@ -157,7 +157,7 @@ class Launch:
             *("--steps", str(settings.steps)),
             *("--seed", str(settings.seed)),
             *("--threads", str(settings.threads)),
-            *(["--weights"] if settings.weights else []),
+            *("--state", str(self._work / "state")),
         ]
 
 

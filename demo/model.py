@@ -2,8 +2,6 @@
 
 ``python -m tensorbus.demo.model FOLDER`` writes it, as fp32, the way a model hub offers models:
 ``config.json``, the tokenizer's files and ``model.safetensors``. The tied output head is in the file once.
-Beside it lies ``zeros.safetensors``, a model of the same layout in which every number is 0; it takes no room
-on disk.
 """
 
 # transformers and torch are typed in part only.
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = "model.safetensors"
-ZEROS = "zeros.safetensors"
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 """What makes SmolLM2 a toy of 3 million parameters; its other settings and its tokenizer stay."""
@@ -73,15 +70,6 @@ def prepare(folder: Path, *, tiny: bool = False, seed: int = 0) -> None:
         delattr(model.config, "quantization_config")  # it is fp32 now
     model.config.save_pretrained(folder)
     save_file(dict(model.named_parameters()), folder / WEIGHTS, metadata=TIED)
-    write_zeros(folder / WEIGHTS, folder / ZEROS)
-
-
-def write_zeros(weights: Path, zeros: Path) -> None:
-    """A safetensors file with the header of another and nothing but zeros, which are a hole in the file."""
-    with weights.open("rb") as source, zeros.open("wb") as target:
-        prefix = source.read(8)
-        target.write(prefix + source.read(int.from_bytes(prefix, "little")))
-        target.truncate(weights.stat().st_size)
 
 
 def load(folder: Path, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -24,11 +24,10 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def label(report: Report) -> str:
-    """The codecs of a run: ``nf4``, or ``nf4 down, int8 up``."""
+    """The codecs of a run: ``delta | nf4``, or ``nf4 down, int8 up``."""
     settings = cast("Mapping[str, object]", report["settings"])
     down, up = str(settings["down"]), str(settings["up"])
-    name = down if down == up else f"{down} down, {up} up"
-    return f"{name}, weights sent" if settings["weights"] else name
+    return down if down == up else f"{down} down, {up} up"
 
 
 def plot(reports: Sequence[Report], path: Path) -> None:

@@ -20,7 +20,6 @@ class DemoSettings:
         sites: how many take part; they are called a, b, ….
         rounds, steps: rounds of the job, and training steps in each of them.
         seed: decides the order of the text at each site.
-        weights: exchange the weights themselves rather than their change.
         tiny: a toy of random weights instead of SmolLM2.
         port: of the broker; 0 for any that is free.
         output: folder for the report, the plot and the logs.
@@ -34,7 +33,6 @@ class DemoSettings:
     rounds: int
     steps: int
     seed: int
-    weights: bool
     tiny: bool
     port: int
     output: Path

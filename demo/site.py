@@ -21,7 +21,6 @@ import click
 from tensorbus.aggregator.participant import Participant
 from tensorbus.bus.client import Client
 
-from .change import Base
 from .corpus import corpus_folder, read_topics, share_out
 from .events import SiteEvents
 from .memory import resident
@@ -43,7 +42,7 @@ class SiteSettings:
     shares: int
     steps: int
     seed: int
-    weights: bool
+    state: Path | None
 
 
 async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
@@ -54,12 +53,19 @@ async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
         model, tokenizer = load(settings.model, settings.seed)
         share = share_out(read_topics(corpus_folder()), settings.shares)[settings.share]
         trainer = Trainer(model, tokenizer, share, settings.seed * 1000 + settings.share)
-        base = None if settings.weights else Base(settings.model / WEIGHTS)
         events.emit("share", topics=share.topics, dialogues=len(share.train), held_out=len(share.held_out))
 
     down, up = events.progress("down"), events.progress("up")
     async with Client(settings.url) as bus:
-        participant = Participant(bus, job=settings.job, site=settings.site, down=down, up=up)
+        participant = Participant(
+            bus,
+            job=settings.job,
+            site=settings.site,
+            base=settings.model / WEIGHTS,
+            state=settings.state,
+            down=down,
+            up=up,
+        )
         waiting = events.begin("wait", 1)
         async for task in participant.rounds():
             events.end("wait", task.round, waiting)
@@ -67,8 +73,6 @@ async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
             with events.transfer("down", task.round) as transfer:
                 await task.load(into=model)
                 transfer.moved(task.model.info.bytes, task.model.info.original_bytes)
-            if base is not None:
-                base.add_to(model)
 
             with events.phase("evaluate", task.round):
                 held_out, tokens = trainer.evaluate()
@@ -78,8 +82,6 @@ async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
                 loss, examples = trainer.train(settings.steps, told)
                 gc.collect()
 
-            if base is not None:
-                base.subtract_from(model)
             with events.transfer("up", task.round) as transfer:
                 metrics = {"loss": loss, "held_out_loss": held_out}
                 receipt = await task.submit(model.state_dict(), num_examples=examples, metrics=metrics)
@@ -92,8 +94,6 @@ async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
         with events.transfer("down", final.round) as transfer:
             await final.load(into=model, progress=down)
             transfer.moved(final.info.bytes, final.info.original_bytes)
-        if base is not None:
-            base.add_to(model)
         with events.phase("evaluate", final.round):
             held_out, tokens = trainer.evaluate()
             events.emit("evaluated", round=final.round, loss=held_out, tokens=tokens)
@@ -128,7 +128,9 @@ def digest(model: nn.Module) -> str:
 @click.option("--steps", default=6, show_default=True, help="Training steps a round.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="Threads to compute with.")
-@click.option("--weights", is_flag=True, help="Exchange weights rather than their change.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Folder for what it keeps from round to round."
+)
 def main(
     url: str,
     job: str,
@@ -139,13 +141,13 @@ def main(
     steps: int,
     seed: int,
     threads: int,
-    weights: bool,
+    state: Path | None,
 ) -> None:
     """Take part in a federated job as one site of the demo."""
     import torch
 
     torch.set_num_threads(threads)
-    settings = SiteSettings(url, job, site, model, share, shares, steps, seed, weights)
+    settings = SiteSettings(url, job, site, model, share, shares, steps, seed, state)
     asyncio.run(take_part(settings, SiteEvents()))
 
 

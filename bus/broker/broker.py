@@ -106,6 +106,21 @@ class Broker:
             check_key(key)
         return await self._open.begin(topic, key, size)
 
+    async def receipt(self, topic: str, key: str) -> Receipt:
+        """The first receipt of a key, marked duplicate, also if its message has been deleted since.
+
+        Waits for the end of an upload of this key: whoever lost its connection, or crashed, so learns for
+        good whether its message was stored.
+
+        Raises:
+            InvalidName: the topic or the key.
+            NotFound: the topic never stored it.
+        """
+        receipt = await self._open.receipt(check_topic(topic), check_key(key))
+        if receipt is None:
+            raise NotFound(f"topic {topic} has never stored a message under this key")
+        return receipt
+
     async def message(self, message_id: str) -> MessageInfo:
         """One message, open or sealed. Raises NotFound, StoreDamaged, InvalidName."""
         check_message_id(message_id)

@@ -74,6 +74,12 @@ class OpenMessages:
         self._uploads[message.id] = upload
         return upload
 
+    async def receipt(self, topic: str, key: str) -> Receipt | None:
+        """The receipt of a key; an upload of this key that is under way is waited for, whatever its end."""
+        while (upload := self._with_key(topic, key)) is not None:
+            await upload.message.end()
+        return await self._store.receipt(topic, key)
+
     async def close(self) -> None:
         """Abort all."""
         self._closing = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from .connection import FRAMES, Connection
+from .connection import FRAMES, Connection, outlast
 from .encoding import Chunk, Encoding
 from .progress import ProgressReporter
 from .send_queue import unsent_bytes
@@ -48,11 +48,11 @@ class Body(aiohttp.Payload):
         return self._steps, self.sent - unsent_bytes(self._transport)
 
     async def settle(self) -> None:
-        """Wait until the worker no longer uses the source or the buffers."""
+        """Wait until no thread uses the source or the buffers any more."""
         self._settled = True
         if self._next is not None:
             self._next.cancel()
-            await asyncio.wait([self._next])
+        await outlast(asyncio.ensure_future(self._end()))
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Called by aiohttp when the broker has said that it wants the body."""
@@ -87,6 +87,12 @@ class Body(aiohttp.Payload):
         except Exception as error:
             self.failure = error
             raise
+
+    async def _end(self) -> None:
+        if self._next is not None:
+            await asyncio.wait([self._next])
+        # Not in a thread of the connection, which may have been closed.
+        await asyncio.to_thread(self._encoding.close)
 
     def _make_next(self) -> None:
         if self._settled:

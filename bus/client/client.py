@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
@@ -9,16 +10,22 @@ from typing import Self, cast
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, Start
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo, MessagePage, TopicInfo
+from tensorbus.bus.messages import Receipt as StoredReceipt
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.residuals import Residuals
+from tensorbus.errors import NotFound
 from tensorbus.streaming.headers import check_headers
 from tensorbus.streaming.sources import ItemSource, Source, open_source
 
+from .bases import Bases
 from .connection import ClientSettings, Connection, segment
+from .feedback import Feedback
 from .message import Message, describe
 from .progress import ProgressCallback, ProgressReporter
-from .publishing import Publication, Receipt
+from .publishing import Outgoing, Publication, Receipt
 from .subscription import Subscription
 
 PAGE = 100
@@ -37,13 +44,23 @@ class Client:
     Args:
         url: of the broker, ``http://host:port`` or ``https://…``.
         token: sent as a bearer token.
+        bases: what messages may be encoded against: paths of safetensors files, containers, which must not
+            be changed from then on, or Base objects. They are opened when one is first needed.
 
     Raises:
         InvalidRequest: ``url`` is no such URL.
     """
 
-    def __init__(self, url: str, token: str | None = None, settings: ClientSettings | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        settings: ClientSettings | None = None,
+        bases: Iterable[object] = (),
+    ) -> None:
         self._connection = Connection(url, token, settings or ClientSettings())
+        self._bases = Bases(self._connection, bases)
+        self._feedback = Feedback()
 
     async def __aenter__(self) -> Self:
         self._connection.check_open()
@@ -63,6 +80,15 @@ class Client:
         """Where the broker is."""
         return self._connection.url
 
+    @property
+    def bases(self) -> tuple[object, ...]:
+        """What messages may be encoded against, as it was given."""
+        return self._bases.given
+
+    def add_base(self, base: object) -> None:
+        """One more container that messages may be encoded against; see the class."""
+        self._bases.add(base)
+
     # --- publish -----------------------------------------------------------------------------------
 
     async def publish(
@@ -74,6 +100,9 @@ class Client:
         headers: Mapping[str, HeaderValue] | None = None,
         key: str | None = None,
         progress: ProgressCallback | None = None,
+        *,
+        base: object | None = None,
+        residuals: Residuals | None = None,
     ) -> Receipt:
         """Publish a container; returns when every frame has been verified and is on stable storage.
 
@@ -91,9 +120,14 @@ class Client:
             key: idempotency key, 1 to 255 visible ASCII characters. A message whose key the topic holds
                 already is not sent; the receipt is then the stored one's, marked ``duplicate``.
             progress: told of the progress after each megabyte or so.
+            base: what the stages ``delta`` and ``same`` compare with: a path, a container or a Base as in
+                `Client`; None is the client's only base. The receiver needs the same.
+            residuals: where the stage ``feedback`` keeps what quantising left out; None is in memory, one
+                for each topic. They advance when the message is acknowledged, and only then.
 
         Raises:
             InvalidName, InvalidRequest, InvalidSpecification, LimitExceeded: an argument is malformed.
+            MissingBase: the codec needs a base, and there is none, or more than one to choose from.
             UnsupportedContainer, UnsupportedDtype, UnknownCodec: it cannot be encoded.
             NonFiniteValues: a tensor to be quantised holds NaN or Inf; the error names it.
             MessageAborted: the message was replaced by another upload of the same key.
@@ -107,14 +141,42 @@ class Client:
         checked = check_headers(headers or {})
         pipeline = Pipeline.parse(codec, keep)
         source = await self._connection.in_thread(lambda: _source(container))
+        outgoing = Outgoing(
+            topic, source, pipeline, checked, key or f"publish-{secrets.token_hex(16)}", key_made=key is None
+        )
         try:
-            publication = Publication(
-                self._connection, topic, source, pipeline, checked, key, ProgressReporter(progress)
-            )
-            return await publication.run()
+            async with self._feedback.turn(topic, pipeline, residuals) as kept:
+                if kept is not None:
+                    await self._resolve(topic, kept)
+                reporter = ProgressReporter(progress)
+                context = await self._writing(pipeline, base)
+                return await Publication(self._connection, outgoing, context, kept, reporter).run()
         finally:
             if source is not container:
                 source.close()
+
+    async def _writing(self, pipeline: Pipeline, base: object | None) -> CodecContext:
+        if not any(stage.against_base for stage in pipeline.stages):
+            return NO_CONTEXT
+        return await self._bases.writing(base)
+
+    async def _resolve(self, topic: str, residuals: Residuals) -> None:
+        """Find out what became of a message whose answer never came, in this process or the one before."""
+        key = await self._connection.in_thread(residuals.unresolved)
+        if key is not None and await self.receipt(topic, key) is not None:
+            await self._connection.in_thread(residuals.commit)
+
+    async def receipt(self, topic: str, key: str) -> StoredReceipt | None:
+        """What the broker said when it stored ``key`` in ``topic``, also of a message deleted since.
+
+        None if it never did. An upload of the key that is under way is waited for.
+        """
+        path = f"/v1/topics/{segment(check_topic(topic))}/receipt"
+        try:
+            answer = await self._connection.call("GET", path, params={"key": check_key(key)})
+        except NotFound:
+            return None
+        return StoredReceipt.from_json(answer)
 
     # --- subscribe and fetch -----------------------------------------------------------------------
 
@@ -145,7 +207,7 @@ class Client:
         """
         self._connection.check_open()
         config = ConsumerConfig(check_filter(filter), start, ack_wait, max_in_flight)
-        return Subscription(self._connection, config, consumer, follow)
+        return Subscription(self._connection, self._bases, config, consumer, follow)
 
     async def fetch(self, message_id: str) -> Message:
         """The message of this id, to be read; its values are not fetched yet.
@@ -155,7 +217,7 @@ class Client:
             NotFound: there is no such message.
         """
         info, entries = await describe(self._connection, check_message_id(message_id))
-        return Message(self._connection, info, entries)
+        return Message(self._connection, self._bases, info, entries)
 
     # --- what is there -----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from tensorbus.errors import (
     TensorbusError,
     TransferStalled,
 )
+from tensorbus.streaming.ahead import check_threads, default_threads
 
 from .refusals import refusal
 from .retry import Retry
@@ -45,7 +46,11 @@ TRANSIENT = (BrokerUnavailable, TransferStalled)
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Time-outs of a client, in seconds. There is none for a whole transfer."""
+    """Time-outs of a client, in seconds (there is none for a whole transfer), and its threads.
+
+    Raises:
+        InvalidRequest: ``threads``, or the environment variable TENSORBUS_THREADS, is no number from 1 to 64.
+    """
 
     connect_timeout: float = 10.0
     """For one attempt to open a connection."""
@@ -55,6 +60,12 @@ class ClientSettings:
     """A call that gets no further for so long, over all its attempts, fails with `BrokerUnavailable`."""
     poll_wait: float = 30.0
     """How long one request for deliveries waits at the broker."""
+    threads: int = field(default_factory=default_threads)
+    """That encode each message that is published: as many as there are processors, up to 4, unless
+    TENSORBUS_THREADS says otherwise. 1 makes each slice when it is its turn, and none ahead."""
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
 
 
 class Connection:
@@ -121,16 +132,7 @@ class Connection:
         self.check_open()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(thread_name_prefix="tensorbus-client")
-        future = asyncio.get_running_loop().run_in_executor(self._threads, function)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # seen: the cancellation is what the caller hears of
-            raise
+        return await outlast(asyncio.get_running_loop().run_in_executor(self._threads, function))
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -223,6 +225,19 @@ class Connection:
                 auto_decompress=False,
             )
         return self._session
+
+
+async def outlast(future: asyncio.Future[T]) -> T:
+    """What ``future`` results in. A caller that is cancelled still waits until it is done."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # seen: the cancellation is what the caller hears of
+        raise
 
 
 def segment(name: str) -> str:

@@ -10,6 +10,7 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import AlreadySettled
 from tensorbus.streaming.entries import Entry
 
+from .bases import Bases
 from .connection import TRANSIENT, Connection, JsonObject, segment
 from .message import Message
 from .retry import Retry
@@ -32,12 +33,13 @@ class Delivery(Message):
     def __init__(
         self,
         connection: Connection,
+        bases: Bases,
         given: DeliveryInfo,
         info: MessageInfo,
         entries: tuple[Entry, ...],
         on_settled: Callable[[str], None],
     ) -> None:
-        super().__init__(connection, info, entries)
+        super().__init__(connection, bases, info, entries)
         self.attempt = given.attempt
         self.settled: Settlement | None = None
         self._given = given

@@ -2,21 +2,20 @@
 
 Strategy. A step of the worker makes one `Chunk`: some small frames joined into one piece, or one large
 frame whose payload is sent from where it lies. While the event loop sends a chunk, the worker makes the next
-one, so two buffers are all there ever are, whatever the size of a message or of a tensor.
+one, and has a few threads encode what comes after. There are as many buffers as that takes and no more,
+whatever the size of a message or of a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tensorbus.streaming.ahead import buffers_for
 from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerEncoder, EncodedFrame
 
 from .progress import Progress
 
-BUFFERS = 2
-"""One whose frame is being sent, one whose frame is being made."""
 JOINED = 64 << 10
 """Bytes; payloads up to this size are copied and sent together, larger ones from where they lie."""
 ENOUGH = 256 << 10
@@ -36,12 +35,16 @@ class Chunk:
 
 
 class Encoding:
-    """One pass over a container; `step` is for a worker thread, one call at a time."""
+    """One pass over a container; `step` and `close` are for worker threads, one call at a time.
 
-    def __init__(self, encoder: ContainerEncoder) -> None:
+    Args:
+        threads: that encode.
+    """
+
+    def __init__(self, encoder: ContainerEncoder, threads: int) -> None:
         self._encoder = encoder
-        self._pool = BufferPool(BUFFERS)
-        self._frames: Iterator[EncodedFrame] = encoder.frames(self._pool.acquire)
+        self._pool = BufferPool(buffers_for(threads), make=encoder.new_buffer)
+        self._frames = encoder.frames(self._pool.acquire, threads)
         self._sent = 0
         self._original = 0
 
@@ -75,6 +78,10 @@ class Encoding:
         """The frame has left: its buffer may be used again."""
         if frame.buffer is not None:
             self._pool.release(frame.buffer)
+
+    def close(self) -> None:
+        """No more is wanted: when this returns, no thread is at work on the container or the buffers."""
+        self._frames.close()
 
     def _progress(self, item: str | None) -> Progress:
         return Progress(self._sent, self.size, self._original, self._encoder.original_bytes, item)

@@ -10,16 +10,18 @@ from typing import cast
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo
 from tensorbus.codecs.base import Serializer, Sink
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import NotFound
 from tensorbus.streaming.byte_files import BytesFileSink
 from tensorbus.streaming.container import SliceEvent
 from tensorbus.streaming.entries import Entry, parse_entry
+from tensorbus.streaming.files import SafetensorsSink
 from tensorbus.streaming.headers import Envelope
-from tensorbus.streaming.raw import CONTAINER as BYTES
-from tensorbus.streaming.sinks import open_sink, serializer_of
+from tensorbus.streaming.sinks import open_file_sink, open_sink, serializer_of
 from tensorbus.streaming.specs import to_spec
 
+from .bases import Bases
 from .connection import Connection, segment
 from .downloads import Download
 from .item_sink import DecodedItem, ItemSink
@@ -39,10 +41,13 @@ class Message:
         entries: its manifest as it stands on the wire.
     """
 
-    def __init__(self, connection: Connection, info: MessageInfo, entries: tuple[Entry, ...]) -> None:
+    def __init__(
+        self, connection: Connection, bases: Bases, info: MessageInfo, entries: tuple[Entry, ...]
+    ) -> None:
         self.info = info
         self.entries = entries
         self._connection = connection
+        self._bases = bases
         self._manifest: tuple[ItemSpec, ...] | None = None
 
     @property
@@ -82,6 +87,7 @@ class Message:
         An item that is a view of another comes right after that one, and shares its storage.
 
         Raises:
+            MissingBase: it is encoded against a base that the client does not have; the error says which.
             FrameError, ChecksumMismatch, CodecError, …: the message cannot be decoded.
             MessageAborted, NotFound, BrokerUnavailable: it cannot be had.
         """
@@ -91,7 +97,8 @@ class Message:
             sinks.append(ItemSink(serializer_of(envelope.container).sink))
             return sinks[0]
 
-        async with aclosing(self._reading(make_sink, progress).slices()) as slices:
+        context = await self._context()
+        async with aclosing(self._reading(make_sink, progress, context).slices()) as slices:
             async for _ in slices:
                 while sinks[0].ready:
                     yield sinks[0].ready.popleft()
@@ -102,10 +109,11 @@ class Message:
     async def slices(self, progress: ProgressCallback | None = None) -> AsyncGenerator[SliceEvent]:
         """The slices as they came, verified but still encoded, for whoever folds them into something.
 
-        Each is valid until the next is asked for; ``event.quantizer`` decodes or accumulates its payload,
+        Each is valid until the next is asked for; ``event.codec`` decodes or accumulates its payload,
         which belongs in a worker thread. Raises as `items`.
         """
-        async with aclosing(self._reading(None, progress).slices()) as slices:
+        context = await self._context()
+        async with aclosing(self._reading(None, progress, context).slices()) as slices:
             async for event in slices:
                 yield event
 
@@ -124,7 +132,18 @@ class Message:
             ManifestMismatch: ``into`` has other names, shapes or dtypes.
             As `items`.
         """
-        return await self._reading(lambda envelope: open_sink(envelope, into), progress).run()
+        return await self.decode(lambda envelope: open_sink(envelope, into), progress)
+
+    async def decode(
+        self, make_sink: Callable[[Envelope], Sink], progress: ProgressCallback | None = None
+    ) -> object:
+        """The whole container into a sink of your own; what that makes of it. Raises as `items`.
+
+        Args:
+            make_sink: called once, when the message's envelope has come, with it.
+        """
+        context = await self._context()
+        return await self._reading(make_sink, progress, context).run()
 
     async def save(
         self,
@@ -149,9 +168,7 @@ class Message:
         if item is not None:
             await self._save_item(self._spec(item), path, progress)
             return
-        await self._reading(
-            lambda envelope: _file_sink(envelope.container == BYTES, path, envelope), progress
-        ).run()
+        await self.decode(lambda envelope: open_file_sink(envelope, path), progress)
 
     async def item(self, name: str, progress: ProgressCallback | None = None) -> DecodedItem:
         """One decoded item; nothing else is fetched.
@@ -165,21 +182,31 @@ class Message:
         sink = serializer_of(self.info.container).sink()
         for each in (base,) if spec.view is None else (base, spec):
             sink.begin(each)
-        values = cast("Mapping[str, object]", await self._item_reading(base, sink, progress).run())
+        values = cast("Mapping[str, object]", await self._read_item(base, sink, progress))
         return DecodedItem(name, spec, values[name])
 
     # --- how ---------------------------------------------------------------------------------------
 
+    async def _context(self) -> CodecContext:
+        """The client's bases, if there is a stage that may want one; of an open message, not all is known."""
+        if self.info.state == "sealed" and not any("stages" in entry.codec for entry in self.entries):
+            return NO_CONTEXT
+        return await self._bases.reading()
+
     def _reading(
-        self, make_sink: Callable[[Envelope], Sink] | None, progress: ProgressCallback | None
+        self,
+        make_sink: Callable[[Envelope], Sink] | None,
+        progress: ProgressCallback | None,
+        context: CodecContext,
     ) -> Reading:
         info = self.info
         size = info.bytes if info.state == "sealed" else info.wire_bytes
-        over = MessagePass(make_sink, size)
+        over = MessagePass(make_sink, size, context)
         return self._over(over, None, progress, size, info.original_bytes)
 
-    def _item_reading(self, spec: ItemSpec, sink: Sink, progress: ProgressCallback | None) -> Reading:
-        return self._over(ItemPass(spec, sink), spec.name, progress, None, spec.nbytes)
+    async def _read_item(self, spec: ItemSpec, sink: Sink, progress: ProgressCallback | None) -> object:
+        over = ItemPass(spec, sink, await self._context())
+        return await self._over(over, spec.name, progress, None, spec.nbytes).run()
 
     def _over(
         self,
@@ -197,10 +224,10 @@ class Message:
     async def _save_item(
         self, spec: ItemSpec, path: str | PathLike[str], progress: ProgressCallback | None
     ) -> None:
-        sink = _file_sink(spec.kind == "bytes", path)
+        sink = BytesFileSink(path) if spec.kind == "bytes" else SafetensorsSink(path)
         if spec.view is None:
             sink.begin(spec)
-            await self._item_reading(spec, sink, progress).run()
+            await self._read_item(spec, sink, progress)
             return
         # A view has no frames of its own: it is cut out of the item in which it lies.
         found = await self.item(spec.name, progress)
@@ -223,14 +250,6 @@ async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo
     manifest = Fields(answer, "message").array("manifest")
     entries = tuple(parse_entry(Fields(entry, "manifest").document) for entry in manifest)
     return MessageInfo.from_json(answer), entries
-
-
-def _file_sink(as_bytes: bool, path: str | PathLike[str], envelope: Envelope | None = None) -> Sink:
-    if as_bytes:
-        return BytesFileSink(path)
-    from tensorbus.streaming.files import SafetensorsSink
-
-    return SafetensorsSink(path, {} if envelope is None else envelope.metadata)
 
 
 def _write(serializer: Serializer, found: DecodedItem, sink: Sink) -> None:

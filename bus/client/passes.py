@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from tensorbus.codecs import registry
 from tensorbus.codecs.base import Sink
+from tensorbus.codecs.chain import check_base, codec_of
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import FrameSequenceError
 from tensorbus.streaming.container import ContainerDecoder, SliceEvent
 from tensorbus.streaming.frames import Frame, Kind
 from tensorbus.streaming.headers import Envelope, SliceHeader
 from tensorbus.streaming.sequence import MessageChecker
+from tensorbus.streaming.slicing import check_slice
 from tensorbus.streaming.specs import naming
 
 
@@ -43,11 +45,17 @@ class MessagePass:
     Args:
         make_sink: where decoded slices go; None to only have the slices.
         size: bytes of the body, where they are known.
+        context: the bases that items may be encoded against.
     """
 
-    def __init__(self, make_sink: Callable[[Envelope], Sink] | None, size: int | None) -> None:
+    def __init__(
+        self,
+        make_sink: Callable[[Envelope], Sink] | None,
+        size: int | None,
+        context: CodecContext = NO_CONTEXT,
+    ) -> None:
         self._checker = MessageChecker()
-        self._decoder = ContainerDecoder(self._checker, make_sink, size=size)
+        self._decoder = ContainerDecoder(self._checker, make_sink, size=size, context=context)
 
     @property
     def complete(self) -> bool:
@@ -74,14 +82,19 @@ class ItemPass:
     Args:
         spec: the item's entry in the manifest; no view.
         sink: where its values go. It has been told of the item already.
+        context: the bases that it may be encoded against.
+
+    Raises:
+        CodecError: naming the item, whose codec is not known here or whose base is not at hand.
     """
 
-    def __init__(self, spec: ItemSpec, sink: Sink) -> None:
+    def __init__(self, spec: ItemSpec, sink: Sink, context: CodecContext = NO_CONTEXT) -> None:
         self._spec = spec
         self._sink = sink
         self._element = 0
         with naming(spec.name):
-            self._quantizer = registry.quantizer(spec.codec)
+            self._codec = codec_of(spec, context)
+            check_base(self._codec, spec, context)
 
     @property
     def complete(self) -> bool:
@@ -106,11 +119,12 @@ class ItemPass:
                 f"expected the slice of {spec.name!r} that starts at element {self._element}"
             )
         with naming(spec.name):
+            check_slice(self._codec, header.count, len(frame.payload))
             out = self._sink.buffer(spec, header.offset, header.count)
-            self._quantizer.decode(frame.payload, spec.dtype, out)
+            self._codec.decode(frame.payload, header.offset, out)
             self._sink.commit(spec, header.offset, header.count)
         self._element += header.count
-        return SliceEvent(header.index, spec, header.offset, header.count, frame.payload, self._quantizer)
+        return SliceEvent(header.index, spec, header.offset, header.count, frame.payload, self._codec)
 
     def finish(self) -> object:
         """The container that the sink made."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tensorbus.bus import messages
 from tensorbus.bus.messages import HeaderValue
+from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.residuals import Residuals
 from tensorbus.errors import TensorbusError
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.sources import Source
@@ -50,51 +51,81 @@ class Receipt:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is to be published.
+
+    ``key_made`` says that the key was made up for this call, so that a retry after a lost answer does not
+    store the message twice.
+    """
+
+    topic: str
+    source: Source
+    pipeline: Pipeline
+    headers: Mapping[str, HeaderValue]
+    key: str
+    key_made: bool = False
+
+
 class Publication:
     """One call of `Client.publish`.
 
+    Strategy for feedback: the pass over the residuals begins once, and every attempt encodes with it, so that
+    all of them give the same bytes. It is sealed behind the last slice, before the frame that completes the
+    message leaves. Only when the broker has stored just these bytes, it is committed.
+
     Args:
-        key: None makes one up, so that a retry after a lost answer does not store the message twice.
+        context: the bases; the pass over the residuals is put in here.
+        residuals: of this stream of messages, if the pipeline keeps any.
     """
 
     def __init__(
         self,
         connection: Connection,
-        topic: str,
-        source: Source,
-        pipeline: Pipeline,
-        headers: Mapping[str, HeaderValue],
-        key: str | None,
+        outgoing: Outgoing,
+        context: CodecContext,
+        residuals: Residuals | None,
         reporter: ProgressReporter,
     ) -> None:
         self._connection = connection
-        self._topic = topic
-        self._source = source
-        self._pipeline = pipeline
-        self._headers = headers
-        self._key_given = key is not None
-        self._key = key if key is not None else f"publish-{secrets.token_hex(16)}"
+        self._outgoing = outgoing
+        self._context = context
+        self._residuals = residuals
         self._reporter = reporter
 
     async def run(self) -> Receipt:
         """Send the message until it is acknowledged. Raises as `Client.publish` says."""
-        attempts = Retry(self._connection.settings.retry_for, f"publish to {self._topic}")
+        outgoing, residuals = self._outgoing, self._residuals
+        context = self._context
+        if residuals is not None:
+            begun = await self._connection.in_thread(lambda: residuals.begin(outgoing.key))
+            context = replace(context, residuals=begun)
+        attempts = Retry(self._connection.settings.retry_for, f"publish to {outgoing.topic}")
         furthest = 0
+        encoded: str | None = None
         while True:
             encoder = await self._connection.in_thread(
-                lambda: ContainerEncoder(self._source, self._pipeline, self._headers)
+                lambda: ContainerEncoder(
+                    outgoing.source, outgoing.pipeline, outgoing.headers, context=context
+                )
             )
-            body = Body(self._connection, Encoding(encoder), self._reporter)
+            body = Body(
+                self._connection, Encoding(encoder, self._connection.settings.threads), self._reporter
+            )
             try:
                 stored = await self._attempt(body)
             except TRANSIENT as error:
+                encoded = encoder.digest or encoded
                 if body.sent > furthest:
                     furthest = body.sent
                     attempts.advanced()
                 await attempts.after(error)
             else:
-                await self._reporter.finish()
-                return self._receipt(stored, encoder)
+                break
+        if residuals is not None and stored.digest == (encoder.digest or encoded):
+            await self._connection.in_thread(residuals.commit)
+        await self._reporter.finish()
+        return self._receipt(stored, encoder)
 
     async def _attempt(self, body: Body) -> messages.Receipt:
         """One upload, from the front."""
@@ -105,8 +136,8 @@ class Publication:
                 stalls_after(settings.idle_timeout, body.position),
                 self._connection.request(
                     "POST",
-                    f"/v1/topics/{segment(self._topic)}/messages",
-                    headers={"Idempotency-Key": self._key, "Expect": "100-continue"},
+                    f"/v1/topics/{segment(self._outgoing.topic)}/messages",
+                    headers={"Idempotency-Key": self._outgoing.key, "Expect": "100-continue"},
                     data=body,
                 ) as response,
             ):
@@ -124,12 +155,12 @@ class Publication:
             id=stored.id,
             seq=stored.seq,
             topic=stored.topic,
-            key=self._key,
+            key=self._outgoing.key,
             bytes_on_wire=stored.bytes,
             bytes_original=encoder.original_bytes,
             clipped=dict(encoder.clipped),
             # A key made up for this call can only have been stored by this call, its answer lost on the way.
-            duplicate=stored.duplicate and self._key_given,
+            duplicate=stored.duplicate and not self._outgoing.key_made,
             frames=stored.frames,
             digest=stored.digest,
         )

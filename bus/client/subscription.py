@@ -14,6 +14,7 @@ from tensorbus.bus.fields import Fields
 from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import ClientClosed, NotFound, TensorbusError
 
+from .bases import Bases
 from .connection import Connection, segment
 from .delivery import Delivery
 from .heartbeat import Heartbeat
@@ -41,13 +42,19 @@ class Subscription:
     """
 
     def __init__(
-        self, connection: Connection, config: ConsumerConfig, consumer: str | None, follow: bool
+        self,
+        connection: Connection,
+        bases: Bases,
+        config: ConsumerConfig,
+        consumer: str | None,
+        follow: bool,
     ) -> None:
         self.consumer = check_consumer_name(consumer or f"ephemeral-{secrets.token_hex(8)}")
         self.config = config
         self._ephemeral = consumer is None
         self._follow = follow
         self._connection = connection
+        self._bases = bases
         self._heartbeat = Heartbeat(config.ack_wait)
         self._open = False
 
@@ -132,6 +139,6 @@ class Subscription:
             info, entries = await describe(self._connection, given.message.id)
         except NotFound:
             return None  # deleted or given up by its publisher since it was handed over
-        delivery = Delivery(self._connection, given, info, entries, self._heartbeat.release)
+        delivery = Delivery(self._connection, self._bases, given, info, entries, self._heartbeat.release)
         self._heartbeat.hold(delivery)
         return delivery

@@ -24,6 +24,14 @@ async def topics(request: web.Request) -> web.Response:
     return web.json_response({"topics": [topic.to_json() for topic in found]})
 
 
+@routes.get("/v1/topics/{topic}/receipt")
+async def receipt(request: web.Request) -> web.Response:
+    """What became of the message that was published under an idempotency key."""
+    key = Query(request, ("key",)).text("key", "")
+    found = await context(request).broker.receipt(request.match_info["topic"], key)
+    return web.json_response(found.to_json())
+
+
 @routes.get("/v1/messages")
 async def messages(request: web.Request) -> web.Response:
     """A page of messages."""

@@ -92,6 +92,23 @@ def _messages() -> Part:
             "get": _operation("messages", "topics", "List topics.", {"200": _json("Topics.", "Topics")})
         },
         "/v1/topics/{topic}/messages": {"post": _publish()},
+        "/v1/topics/{topic}/receipt": {
+            "get": _operation(
+                "messages",
+                "receipt",
+                "Ask what became of a key: the first receipt, also of a message that was deleted since. "
+                "Waits for an upload of this key that is under way.",
+                {
+                    "200": _json("It was stored; `duplicate` is true.", "Receipt"),
+                    "400": _problem("The topic or the key is malformed."),
+                    "404": _problem("The topic never stored this key."),
+                },
+                parameters=(
+                    _parameter("path", "topic", TOPIC, "Where it was published."),
+                    _parameter("query", "key", TEXT, "The idempotency key. Required."),
+                ),
+            )
+        },
         "/v1/messages": {"get": _list()},
         "/v1/messages/{id}": {
             "get": _operation(

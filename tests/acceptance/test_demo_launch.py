@@ -59,7 +59,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One run with nf4 both ways, looked at from all sides below."""
+    """One run with changes in nf4 both ways, looked at from all sides below."""
     return Run(tmp_path_factory.mktemp("demo"))
 
 
@@ -90,9 +90,14 @@ def test_the_report_is_complete(run: Run) -> None:
 
 
 def test_every_message_is_quantised(run: Run) -> None:
-    """nf4 takes 14.06 % of fp32, whichever way; the frames around it add little."""
+    """nf4 takes 14.06 % of fp32, whichever way; the frames around it add little. The first model is the one
+    that the sites have: nothing of it is sent but names."""
     for message in cast("list[dict[str, float]]", run.report["messages"]):
-        assert 0.1406 <= message["bytes"] / message["original_bytes"] < 0.1420
+        share = message["bytes"] / message["original_bytes"]
+        if (message["direction"], message["round"]) == ("down", 1):
+            assert share < 0.001
+        else:
+            assert 0.1406 <= share < 0.1420
 
 
 def test_all_sites_end_with_the_same_model(run: Run) -> None:

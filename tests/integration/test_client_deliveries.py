@@ -68,7 +68,7 @@ async def test_acknowledging_twice_is_refused(bus: Client) -> None:
     await bus.publish("notes.twice", b"1")
     async with bus.subscribe("notes.twice", "worker") as deliveries:
         delivery = await _next(deliveries)
-        same = Delivery(bus._connection, _given(delivery), delivery.info, delivery.entries, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a second handle on one token
+        same = _second(bus, _given(delivery), delivery)
         await delivery.ack()
         for settle in (
             delivery.ack,
@@ -88,7 +88,7 @@ async def test_acknowledging_for_another_consumer_is_refused(bus: Client) -> Non
     async with bus.subscribe("notes.other", "mine") as mine, bus.subscribe("notes.other", "theirs") as theirs:
         delivery, other = await _next(mine), await _next(theirs)
         wrong = DeliveryInfo(delivery.token, other.consumer, 1, delivery.info)
-        stolen = Delivery(bus._connection, wrong, delivery.info, delivery.entries, lambda _: None)  # pyright: ignore[reportPrivateUsage] - a forged handle
+        stolen = _second(bus, wrong, delivery)
         with pytest.raises(NotFound):
             await stolen.ack()
         await delivery.ack()
@@ -97,6 +97,12 @@ async def test_acknowledging_for_another_consumer_is_refused(bus: Client) -> Non
 
 def _given(delivery: Delivery) -> DeliveryInfo:
     return DeliveryInfo(delivery.token, delivery.consumer, delivery.attempt, delivery.info)
+
+
+def _second(bus: Client, given: DeliveryInfo, of: Delivery) -> Delivery:
+    """A second handle on a delivery, or a forged one."""
+    connection, bases = bus._connection, bus._bases  # pyright: ignore[reportPrivateUsage] - no other way
+    return Delivery(connection, bases, given, of.info, of.entries, lambda _: None)
 
 
 async def test_nak_hands_it_over_again(bus: Client) -> None:

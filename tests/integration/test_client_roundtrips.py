@@ -222,7 +222,7 @@ async def test_slices_decode_and_accumulate_on_their_own(bus: Client) -> None:
     folded = {name: np.zeros(tensor.numel(), np.float32) for name, tensor in sent.items()}
     async for event in message.slices():
         part = folded[event.spec.name][event.offset : event.offset + event.count]
-        event.quantizer.accumulate(event.payload, event.spec.dtype, part, 2.0)
+        event.codec.accumulate(event.payload, event.offset, part, 2.0)
     loaded = cast("dict[str, torch.Tensor]", await message.load())
     for name, tensor in loaded.items():
         assert np.allclose(folded[name], 2 * tensor.numpy().ravel())

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +18,16 @@ import pytest
 from tensorbus.aggregator.headers import UpdateHeaders
 from tensorbus.aggregator.job import JobSpec, update_key, updates_topic
 from tensorbus.aggregator.models import newest_model
+from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
+from tensorbus.codecs.pipeline import Pipeline
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 PROCESS = Path(__file__).with_name("killable_aggregator.py")
+PATIENCE = 60.0
 SITES = {"a": 812.0, "b": 33.0, "c": 5.5}
 SPEC = JobSpec("sft", sites=3, rounds=1, quorum=3, deadline=600)
 
@@ -59,13 +63,13 @@ def offline(updates: list[tuple[Arrays, float]]) -> Arrays:
     return result
 
 
-async def start(bus: Client, *arguments: str) -> asyncio.subprocess.Process:
+async def start(bus: Client, *arguments: str, spec: JobSpec = SPEC) -> asyncio.subprocess.Process:
     """The aggregator in a process of its own."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         str(PROCESS),
         bus.url,
-        json.dumps(SPEC.to_json()),
+        json.dumps(spec.to_json()),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -148,3 +152,54 @@ async def test_killed_again_and_again_it_still_comes_to_the_same_model(bus: Clie
     got = cast(Arrays, await model.load())
     for name, values in offline([(updates[site], weight) for site, weight in SITES.items()]).items():
         np.testing.assert_array_equal(got[name], values)
+
+
+async def model_of_changes(folder: Path, *arguments: str) -> Arrays:
+    """The final model of a job whose updates are changes; the aggregator is killed as ``arguments`` say."""
+    up, down = Pipeline.parse("delta | int8").to_json(), Pipeline.parse("int8").to_json()
+    spec = replace(SPEC, up=up, down=down)
+    async with (
+        asyncio.timeout(PATIENCE),
+        running_broker(folder / "broker") as url,
+        Client(url) as bus,
+    ):
+        await bus.publish("fl.sft.seed", state(99))
+        first = await start(bus, *arguments, spec=spec)
+        sent: list[asyncio.Task[None]] = []
+
+        async def answer() -> None:
+            for seed, (site, weight) in enumerate(SITES.items()):
+                task = await anext(Participant(bus, job="sft", site=site, state=folder / "state").rounds())
+                model = cast(Arrays, await task.load())
+                # The first third of the long tensor is trained, the rest of it is as it was.
+                model["long"][: 300_000 + seed] = state(seed)["long"][: 300_000 + seed]
+                await task.submit(model, weight)
+
+        async for told in events(first):
+            if told.get("event") == "round" and not sent:
+                sent.append(asyncio.create_task(answer()))
+        assert await first.wait() == (-signal.SIGKILL if arguments else 0)
+        await asyncio.gather(*sent)
+        model = await Aggregator(bus, spec, init=None, listener=lambda event: None).run()
+        assert (model.round, model.final) == (2, True)
+        return cast(Arrays, await model.load())
+
+
+@pytest.mark.parametrize(
+    ("event", "nth", "point"),
+    [
+        ("folding", 3, "in the midst of the first change"),
+        ("folded", 2, "between two changes"),
+        ("closing", 1, "before the round's model is added"),
+        ("publishing", 4, "after it was added"),
+        ("published", 2, "before the changes are acknowledged"),
+    ],
+)
+async def test_the_base_of_changes_is_added_once_whenever_the_aggregator_is_killed(
+    tmp_path: Path, event: str, nth: int, point: str
+) -> None:
+    """The same bits as without a kill."""
+    expected = await model_of_changes(tmp_path / "quiet")
+    got = await model_of_changes(tmp_path / "killed", event, str(nth))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name], values, err_msg=f"{name}, killed {point}")

@@ -75,7 +75,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DemoSettings:
         rounds=1,
         steps=1,
         seed=0,
-        weights=False,
         tiny=True,
         port=0,
         output=tmp_path_factory.getbasetemp(),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tensorbus.aggregator.layout import Layout
 from tensorbus.aggregator.reducers import WeightedMean
+from tensorbus.codecs.chain import QuantizerCodec
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.codecs.registry import quantizer
@@ -46,12 +47,14 @@ def fold(
             count = min(elements, spec.count - offset)
             payload = memoryview(bytearray(chosen.encoded_size(count, spec.dtype)))
             chosen.encode(item.read(offset, count), spec.dtype, payload)
-            mean.accumulate(SliceEvent(index, spec, offset, count, payload, chosen))
+            event = SliceEvent(index, spec, offset, count, payload, QuantizerCodec(chosen, spec.dtype))
+            mean.accumulate(event)
 
 
 def result(mean: WeightedMean) -> dict[str, Any]:
     """The items of the result, read in slices of 100 elements, as arrays (bfloat16 as its bits)."""
     found: dict[str, Any] = {}
+    assert not mean.finish()
     for item in mean.result():
         spec = item.spec
         if spec.view is not None:
@@ -95,7 +98,7 @@ def test_bfloat16_is_summed_in_fp32_and_rounded_once() -> None:
     """Many small contributions are not lost, as they would be in a bfloat16 sum."""
     bits = (np.array([1.0, -2.0, 3.0], np.float32).view(np.uint32) >> 16).astype(np.uint16)
     spec = ItemSpec("w", dtype("bfloat16"), (3,))
-    none = quantizer("none")
+    none = QuantizerCodec(quantizer("none"), spec.dtype)
     mean = WeightedMean(Layout.of([spec]))
     for _ in range(1000):
         mean.begin([spec], 1.0)

@@ -1,0 +1,102 @@
+"""StateFolder: what a site, or an aggregator, keeps on disk for one job.
+
+    DIR/<name>/model-<digest>.safetensors    the round's model as it was decoded: what changes are from
+    DIR/<name>/base.safetensors              at an aggregator: the first model, where it came as a seed
+    DIR/<name>/residuals/                    what quantising left out so far
+
+A model is as large as it is in memory, which is why it is here and not there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from tensorbus.codecs.residuals import Residuals
+from tensorbus.errors import StorageError
+from tensorbus.streaming.residual_files import FileResiduals
+
+ENVIRONMENT = "TENSORBUS_STATE"
+"""Names the folder where none is given."""
+
+
+class StateFolder:
+    """Made when it is first needed. Its methods block.
+
+    Args:
+        root: shared by any number of jobs and sites; None is what ``TENSORBUS_STATE`` says, and without that
+            a temporary folder, which is gone with the process.
+        name: of the part that is this one's.
+    """
+
+    def __init__(self, root: Path | None, name: str) -> None:
+        self._name = name
+        told = os.environ.get(ENVIRONMENT)
+        self._root = root or (Path(told) if told else None)
+        self._path: Path | None = None
+        self._residuals: FileResiduals | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is still there when the process is not."""
+        return self._root is not None
+
+    def path(self) -> Path:
+        """The folder.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        if self._path is None:
+            try:
+                self._path = self._made()
+            except OSError as error:
+                raise StorageError(f"the state folder cannot be made: {error}") from error
+        return self._path
+
+    def model(self, digest: str) -> Path:
+        """Where the model of this digest lies, or will lie."""
+        return self.path() / f"model-{digest}.safetensors"
+
+    def keep_model(self, digest: str) -> None:
+        """Remove all models but this one."""
+        for path in self.path().glob("model-*"):
+            if path != self.model(digest):
+                path.unlink(missing_ok=True)
+
+    def base(self) -> Path:
+        """Where the first model lies, or will lie."""
+        return self.path() / "base.safetensors"
+
+    def residuals(self) -> Residuals:
+        """The residuals of this job.
+
+        Raises:
+            StoreInUse: another process has them.
+            StoreDamaged, StoreVersion, StorageError: they cannot be used.
+        """
+        if self._residuals is None:
+            self._residuals = FileResiduals(self.path() / "residuals")
+        return self._residuals
+
+    def remove(self) -> None:
+        """The job is done: nothing of it is needed any more."""
+        if self._residuals is not None:
+            self._residuals.close()
+            self._residuals = None
+        path = self._path if self._root is None else self._root / self._name
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        self._path = None
+
+    def _made(self) -> Path:
+        if self._root is None:
+            path = Path(tempfile.mkdtemp(prefix=f"tensorbus-{self._name}-"))
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        else:
+            path = self._root / self._name
+            path.mkdir(parents=True, exist_ok=True)
+        return path
