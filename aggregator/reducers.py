@@ -23,8 +23,8 @@ class Reducer(Protocol):
     """Turns the slices of a round's updates into the items of the next model.
 
     An update may come as values, or as a change from the round's model, its *base*: then a slice's codec
-    says that it ``needs_base``, and ``codec.change()`` gives what was added to it. The base itself comes once,
-    when all updates are in, and only if it is wanted; so nobody has to hold it.
+    says that it ``needs_base``, and ``codec.change()`` gives what was added to it. The base itself comes
+    once, when all updates are in, and only if it is wanted; so nobody has to hold it.
     """
 
     def begin(self, manifest: Sequence[ItemSpec], weight: float) -> None:
@@ -63,8 +63,8 @@ class Reducer(Protocol):
 class WeightedMean:
     """Σ weightᵢ·valueᵢ / Σ weightᵢ of each tensor: federated averaging (McMahan et al. 2017).
 
-    Strategy for changes. The mean is Σ weightᵢ·(value or change)ᵢ / Σ weightᵢ, and the base times the share of
-    the weight that came as changes. Where that was all of it the share is exactly 1, so a round in which
+    Strategy for changes. The mean is Σ weightᵢ·(value or change)ᵢ / Σ weightᵢ, and the base times the share
+    of the weight that came as changes. Where that was all of it the share is exactly 1, so a round in which
     nothing changed gives the very same model.
 
     Scalars and byte strings have no mean: they are those of the update that was folded last.
