@@ -380,9 +380,7 @@ async def test_a_message_is_followed_while_it_is_published(tmp_path: Path) -> No
         got = np.zeros(CONTAINER["w"].size, np.float32)
         async for event in delivery.slices():
             assert go_on.is_set() or not publishing.done()
-            event.codec.accumulate(
-                event.payload, event.offset, got[event.offset :][: event.count], 1.0
-            )
+            event.codec.accumulate(event.payload, event.offset, got[event.offset :][: event.count], 1.0)
             go_on.set()
         receipt = await publishing
         assert receipt.id == delivery.id
