@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Protocol, runtime_checkable
@@ -23,9 +23,9 @@ import numpy as np
 
 from tensorbus.errors import InvalidSpecification, MissingBase
 
-from .floats import Bytes
+from .floats import Bytes, as_bytes
 from .item import Item, ItemSpec
-from .scratch import PIECE, scratch
+from .scratch import PIECE, pieces, scratch
 from .sharing import contiguous_strides
 
 THREADS = 2
@@ -89,16 +89,28 @@ class ItemBase:
 
     def read_into(self, spec: ItemSpec, offset: int, count: int, out: memoryview) -> None:
         """As `Base.read_into`."""
-        if not self.holds(spec):
-            raise MissingBase(
-                f"the base {self._id} has no tensor {spec.name!r} like the one that is asked for"
-            )
-        item = self._items[spec.name]
+        item = self._item(spec)
         if item.concurrent:
             item.read_into(offset, count, out)
         else:
             with self._alone:
                 item.read_into(offset, count, out)
+
+    def lying(self, spec: ItemSpec, offset: int, count: int) -> Bytes | None:
+        """The bytes that ``read_into`` would write, where they lie; None if they are not in memory to stay.
+
+        Raises:
+            MissingBase: as ``read_into``.
+        """
+        item = self._item(spec)
+        return as_bytes(item.read(offset, count)) if item.stable else None
+
+    def _item(self, spec: ItemSpec) -> Item:
+        if not self.holds(spec):
+            raise MissingBase(
+                f"the base {self._id} has no tensor {spec.name!r} like the one that is asked for"
+            )
+        return self._items[spec.name]
 
 
 def identify(items: Sequence[Item]) -> str:
@@ -134,10 +146,23 @@ def check_base_id(base_id: object) -> str | None:
 
 
 def read_piece(base: Base, spec: ItemSpec, offset: int, count: int) -> Bytes:
-    """The original bytes of at most ``PIECE`` elements, in a scratch that this thread uses again."""
+    """The original bytes of at most ``PIECE`` elements, where they lie or in a scratch of this thread."""
+    if isinstance(base, ItemBase) and (lying := base.lying(spec, offset, count)) is not None:
+        return lying
     room = scratch("base", PIECE, np.complex128).view(np.uint8)[: count * spec.dtype.itemsize]
     base.read_into(spec, offset, count, room.data)
     return room
+
+
+def read_parts(base: Base, spec: ItemSpec, offset: int, count: int) -> Iterator[tuple[int, int, Bytes]]:
+    """The original bytes of ``count`` elements as parts (start, stop, bytes): all at once where they lie in
+    memory, else piece by piece as `read_piece` gives them.
+    """
+    if isinstance(base, ItemBase) and (lying := base.lying(spec, offset, count)) is not None:
+        yield 0, count, lying
+        return
+    for start, stop in pieces(count):
+        yield start, stop, read_piece(base, spec, offset + start, stop - start)
 
 
 def _owner(spec: ItemSpec, tensors: dict[str, Item]) -> str:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from tensorbus.errors import PayloadMismatch
 
 from .floats import Bytes, as_bytes
-from .kernels import native, pointer
+from .kernels import declaring, native, pointer
 from .prefix_code import LONGEST, SYMBOLS_A_LOOKUP, Lengths, Table, canonical, code_lengths, is_complete
 from .scratch import PIECE
 
@@ -88,11 +88,12 @@ def _malformed(nbytes: int, count: int) -> PayloadMismatch:
 @lru_cache(maxsize=1)
 def _prototyped(library: ctypes.CDLL) -> ctypes.CDLL:
     long, address = ctypes.c_int64, ctypes.c_void_p
-    for function, arguments in (
-        (library.tb_huffman_encode, [address, long, address]),
-        (library.tb_huffman_decode, [address, long, long, address]),
-    ):
-        function.argtypes, function.restype = arguments, long
+    with declaring:
+        for function, arguments in (
+            (library.tb_huffman_encode, [address, long, address]),
+            (library.tb_huffman_decode, [address, long, long, address]),
+        ):
+            function.argtypes, function.restype = arguments, long
     return library
 
 

@@ -13,9 +13,9 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import DType
-from .floats import as_bytes, widen
-from .scratch import pieces
+from tensorbus.codecs.dtypes import DTYPES, DType
+from tensorbus.codecs.floats import as_bytes
+from tensorbus.codecs.values import convert
 
 Floats = npt.NDArray[np.float32]
 
@@ -61,8 +61,10 @@ def overwritable(source: memoryview, dtype: DType, use: str) -> Floats:
         return ours
     original = as_bytes(source)
     values = working(use, original.size // dtype.itemsize)
-    for start, stop in pieces(values.size):
-        values[start:stop] = widen(original[start * dtype.itemsize : stop * dtype.itemsize], dtype)
+    if dtype.name == "float32":
+        np.copyto(values, original.view(np.float32))
+    else:
+        convert(original, dtype, values.view(np.uint8), DTYPES["float32"])
     return values
 
 

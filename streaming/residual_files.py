@@ -78,6 +78,8 @@ class FileResiduals(Residuals):
         if self._state.sealed is None:
             raise TensorbusError("no residuals are sealed that could be committed")
         self._become(State(last=self._state.sealed))
+        # It holds the last generation but one open, whose file would take disk for as long.
+        self._pass = None
 
     def unresolved(self) -> str | None:
         return self._state.sealed.key if self._state.sealed else None

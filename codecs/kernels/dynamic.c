@@ -18,7 +18,7 @@
 enum {
     LOWEST = 96 << 24, /* folded 2^-31; all midpoints are above it */
     PLACE_BITS = 18,   /* of a folded value, its place in its cell */
-    CELLS = 32 << (24 - PLACE_BITS),
+    CELLS = 32 << (24 - PLACE_BITS), /* a power of two */
 };
 
 /* Computed when the library is loaded, and constant from then on. */
@@ -108,7 +108,8 @@ TB_INLINE void encode_plain(const float *restrict values, int64_t count, float f
     for (int64_t i = 0; i < count; i++) {
         uint32_t value = folded(values[i] * factor), negative = 0 - (value & 1);
         uint32_t place = (value > LOWEST ? value : LOWEST) - LOWEST;
-        uint32_t rank = (map.cell[place >> PLACE_BITS] + (place & ((1 << PLACE_BITS) - 1))) >> 24;
+        /* Values that another thread changes meanwhile may be beyond their absmax. */
+        uint32_t rank = (map.cell[(place >> PLACE_BITS) % CELLS] + (place & ((1 << PLACE_BITS) - 1))) >> 24;
         rank -= rank >> 7 & negative; /* the largest midpoint has no counterpart below 0 */
         codes[i] = (uint8_t)(127 + ((rank ^ negative) - negative));
     }

@@ -70,14 +70,17 @@ static void pack_lows(const uint8_t *lows, int64_t count, int low_bits, uint8_t 
 }
 
 /* What is exceptional: codes beyond the range become 0, and their values escapes; codes that would decode to more than
- * the dtype's largest number become the largest that do not. Returns the end of the escapes. */
+ * the dtype's largest number become the largest that do not. Returns the end of the escapes, or NULL if there are more
+ * than `most`, and room for no more: only values that another thread changes meanwhile have that many. */
 static uint8_t *set_apart(const float *values, int64_t count, float factor, int low_bits, int32_t limit,
-                          uint32_t first, uint8_t *symbols, uint8_t *lows, uint8_t *escapes)
+                          uint32_t first, uint8_t *symbols, uint8_t *lows, uint8_t *escapes, int64_t most)
 {
     int32_t range = (128 << low_bits) - 1;
     for (int64_t i = 0; i < count; i++) {
         int32_t code = (int32_t)rintf(values[i] * factor);
         if (code > range || code < -range) {
+            if (most-- == 0)
+                return NULL;
             escapes = store32(escapes, first + (uint32_t)i);
             memcpy(escapes, values + i, 4);
             escapes += 4;
@@ -97,7 +100,7 @@ static float largest_of(int dtype)
 
 /* --- encoding a group ------------------------------------------------------------------------------- */
 
-/* Writes the group's payload to out; its bytes, or TB_NON_FINITE. */
+/* Writes the group's payload to out; its bytes, or TB_NON_FINITE, or TB_MALFORMED if the values change meanwhile. */
 static int64_t encode_group(int dtype, const void *source, int64_t first, int64_t count, double step, int low_bits,
                             uint8_t *symbols, uint8_t *out)
 {
@@ -127,7 +130,10 @@ static int64_t encode_group(int dtype, const void *source, int64_t first, int64_
         int32_t limit = most < range ? (int32_t)most : range;
         uint8_t *to = symbols + coded;
         if (quantise(values, part, factor, low_bits, to, lows) > limit)
-            escapes = set_apart(values, part, factor, low_bits, limit, (uint32_t)start, to, lows, escapes);
+            escapes = set_apart(values, part, factor, low_bits, limit, (uint32_t)start, to, lows, escapes,
+                                (int64_t)((double)part / (range * step * (range * step))));
+        if (!escapes)
+            return TB_MALFORMED;
         /* Counting needs no memory, so what is quantised next can come from there meanwhile. */
         const char *next = (const char *)source + (first + start + part) * tb_itemsize(dtype);
         for (int64_t i = 0, end = tb_min(BLOCK, count - start - part) * tb_itemsize(dtype); i < end; i += 64)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from tensorbus.errors import KernelsUnavailable
 
-ABI = 1
+ABI = 2
 """What ``tb_abi()`` in convert.c says; both are raised when a signature changes."""
 
 LIBRARY = Path(__file__).resolve().with_name("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")
@@ -78,6 +78,10 @@ class _Choice:
 class _Unusable(Exception):
     """There is no library that can be used; says why."""
 
+
+declaring = threading.Lock()
+"""Held by who declares prototypes as attributes of the library: two threads that look up the same function at
+once would each get their own, and may then call the other's, which would cut addresses to 32 bits."""
 
 _lock = threading.RLock()
 _library: ctypes.CDLL | None = None

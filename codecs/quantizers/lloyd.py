@@ -25,7 +25,7 @@ import numpy.typing as npt
 from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
 from tensorbus.codecs.dtypes import DType
 from tensorbus.codecs.floats import QUANTISABLE, add_weighted, as_bytes, element_count, narrow, widen
-from tensorbus.codecs.kernels import native, pointer
+from tensorbus.codecs.kernels import declaring, native, pointer
 from tensorbus.codecs.kernels.numbers import DTYPE_NUMBERS, sum_number
 from tensorbus.codecs.rms import rms
 from tensorbus.codecs.scratch import pieces, scratch
@@ -236,10 +236,11 @@ def _non_finite() -> NonFiniteValues:
 def _prototyped(library: ctypes.CDLL) -> ctypes.CDLL:
     number, long, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     blocks = [number, number, address, address, long, long]
-    for function, arguments in (
-        (library.tb_lloyd_encode, [*blocks, address]),
-        (library.tb_lloyd_decode, [*blocks, address]),
-        (library.tb_lloyd_accumulate, [*blocks, number, address, ctypes.c_double]),
-    ):
-        function.argtypes, function.restype = arguments, long
+    with declaring:
+        for function, arguments in (
+            (library.tb_lloyd_encode, [*blocks, address]),
+            (library.tb_lloyd_decode, [*blocks, address]),
+            (library.tb_lloyd_accumulate, [*blocks, number, address, ctypes.c_double]),
+        ):
+            function.argtypes, function.restype = arguments, long
     return library

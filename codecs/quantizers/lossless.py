@@ -25,7 +25,7 @@ from tensorbus.codecs import huffman
 from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
 from tensorbus.codecs.dtypes import DType
 from tensorbus.codecs.floats import QUANTISABLE, as_bytes, element_count
-from tensorbus.codecs.kernels import native, pointer
+from tensorbus.codecs.kernels import declaring, native, pointer
 from tensorbus.codecs.kernels.numbers import DTYPE_NUMBERS, NON_FINITE, sum_number
 from tensorbus.codecs.scratch import scratch
 from tensorbus.codecs.values import accumulate
@@ -193,10 +193,11 @@ def _store(plane: Bytes, out: memoryview) -> int:
 def _prototyped(library: ctypes.CDLL) -> ctypes.CDLL:
     number, long, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     payload = [number, address, long, long, address]
-    for function, arguments in (
-        (library.tb_planes_encode, [number, address, long, address, address]),
-        (library.tb_planes_decode, [*payload, address]),
-        (library.tb_planes_accumulate, [*payload, number, address, ctypes.c_double]),
-    ):
-        function.argtypes, function.restype = arguments, long
+    with declaring:
+        for function, arguments in (
+            (library.tb_planes_encode, [number, address, long, address, address]),
+            (library.tb_planes_decode, [*payload, address]),
+            (library.tb_planes_accumulate, [*payload, number, address, ctypes.c_double]),
+        ):
+            function.argtypes, function.restype = arguments, long
     return library

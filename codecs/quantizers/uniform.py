@@ -48,9 +48,9 @@ from functools import lru_cache
 from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
 from tensorbus.codecs.dtypes import DType
 from tensorbus.codecs.floats import QUANTISABLE, element_count
-from tensorbus.codecs.kernels import native, pointer
+from tensorbus.codecs.kernels import declaring, native, pointer
 from tensorbus.codecs.kernels.numbers import DTYPE_NUMBERS, NON_FINITE, sum_number
-from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
+from tensorbus.errors import CodecError, InvalidSpecification, NonFiniteValues, PayloadMismatch
 
 from .even_steps import BLOCK, EvenSteps, group_symbols
 
@@ -98,8 +98,10 @@ class Uniform(Quantizer):
             pointer(group_symbols()),
             pointer(out),
         )
-        if written < 0:
+        if written == NON_FINITE:
             raise NonFiniteValues("the values to be quantised hold NaN or Inf (in float32)")
+        if written < 0:
+            raise CodecError("the values were changed while they were encoded")
         return Encoded(written)
 
     def decode(self, payload: memoryview, dtype: DType, out: memoryview) -> None:
@@ -146,10 +148,11 @@ def _check(result: int, payload: memoryview, count: int) -> None:
 @lru_cache(maxsize=1)
 def _prototyped(library: ctypes.CDLL) -> ctypes.CDLL:
     number, long, address, double = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
-    for function, arguments in (
-        (library.tb_even_encode, [number, address, long, double, number, address, address]),
-        (library.tb_even_decode, [number, address, long, long, number, address]),
-        (library.tb_even_accumulate, [number, address, long, long, number, number, address, double]),
-    ):
-        function.argtypes, function.restype = arguments, long
+    with declaring:
+        for function, arguments in (
+            (library.tb_even_encode, [number, address, long, double, number, address, address]),
+            (library.tb_even_decode, [number, address, long, long, number, address]),
+            (library.tb_even_accumulate, [number, address, long, long, number, number, address, double]),
+        ):
+            function.argtypes, function.restype = arguments, long
     return library

@@ -9,19 +9,20 @@ empty payload, and is the base's bits again, signs of zeros and NaNs included.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tensorbus.codecs.base import Accumulator, Encoded, SliceCodec, Stage
-from tensorbus.codecs.bases import check_base_id, read_piece
+from tensorbus.codecs.bases import check_base_id, read_parts
+from tensorbus.codecs.changes import add, subtract
 from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.floats import QUANTISABLE, Bytes, as_bytes, narrow, widen
+from tensorbus.codecs.floats import QUANTISABLE, Bytes, as_bytes
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.registry import quantizer
-from tensorbus.codecs.scratch import pieces, scratch
 from tensorbus.codecs.staged import StagedCodec
-from tensorbus.codecs.working import Floats, working
-from tensorbus.errors import NonFiniteValues
+from tensorbus.codecs.working import working
 
 FLOAT32 = DTYPES["float32"]
 
@@ -74,9 +75,8 @@ class _DeltaCodec(StagedCodec):
         size = self.dtype.itemsize
         original = as_bytes(source)
         change = working("delta", original.size // size)
-        for start, stop in pieces(change.size):
-            base = self._base(offset + start, stop - start)
-            _subtract(original[start * size : stop * size], base, self.dtype, change[start:stop])
+        for start, stop, base in self._base(offset, change.size):
+            subtract(original[start * size : stop * size], base, self.dtype, change[start:stop])
         return self.inner.encode(change.view(np.uint8).data, offset, out)
 
     def decode(self, payload: memoryview, offset: int, out: memoryview) -> None:
@@ -89,9 +89,8 @@ class _DeltaCodec(StagedCodec):
         # The difference comes to where the result will be if that is as large, else to working memory.
         change = target.view(np.float32) if self.dtype == FLOAT32 else working("delta", count)
         self.inner.decode(payload, offset, change.view(np.uint8).data)
-        for start, stop in pieces(count):
-            base = self._base(offset + start, stop - start)
-            _add(base, change[start:stop], self.dtype, target[start * size : stop * size])
+        for start, stop, base in self._base(offset, count):
+            add(base, change[start:stop], self.dtype, target[start * size : stop * size])
 
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         values = working("sum", accumulator.size * self.dtype.itemsize // 4 + 1).view(np.uint8)
@@ -102,39 +101,5 @@ class _DeltaCodec(StagedCodec):
     def change(self) -> SliceCodec:
         return self.inner
 
-    def _base(self, offset: int, count: int) -> Bytes:
-        return read_piece(self._context.require(str(self.base), self._spec), self._spec, offset, count)
-
-
-def _subtract(original: Bytes, base: Bytes, dtype: DType, out: Floats) -> None:
-    """``out = original - base`` for at most a piece; 0 where they have the same bits.
-
-    Raises:
-        NonFiniteValues: a difference is NaN or Inf.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype.name == "float64":
-            exact = scratch("change", out.size, np.float64)
-            np.subtract(original.view(np.float64), base.view(np.float64), out=exact)
-            np.copyto(out, exact, casting="same_kind")
-        else:
-            np.copyto(out, widen(original, dtype))
-            np.subtract(out, widen(base, dtype), out=out)
-    # Both carry NaN along.
-    if not (np.isfinite(np.max(out)) and np.isfinite(np.min(out))):
-        # Infinities and NaNs that are the base's own, as in attention masks, are no change.
-        bits = np.dtype(f"u{dtype.itemsize}")
-        out[original.view(bits) == base.view(bits)] = 0
-        if not np.isfinite(out).all():
-            raise NonFiniteValues("the difference from the base holds NaN or Inf")
-
-
-def _add(base: Bytes, change: Floats, dtype: DType, out: Bytes) -> None:
-    """``out = base + change``, rounded to ``dtype``, for at most a piece; ``change`` is overwritten."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype.name == "float64":
-            np.add(base.view(np.float64), change, out=out.view(np.float64))
-            return
-        np.add(widen(base, dtype), change, out=change)
-    if dtype != FLOAT32:
-        narrow(change, dtype, out)
+    def _base(self, offset: int, count: int) -> Iterator[tuple[int, int, Bytes]]:
+        return read_parts(self._context.require(str(self.base), self._spec), self._spec, offset, count)

@@ -14,12 +14,12 @@ import numpy as np
 
 from tensorbus.codecs.base import Accumulator, Encoded, SliceCodec, Stage
 from tensorbus.codecs.context import CodecContext
-from tensorbus.codecs.dtypes import DType
-from tensorbus.codecs.floats import QUANTISABLE, narrow
+from tensorbus.codecs.dtypes import DTYPES, DType
+from tensorbus.codecs.floats import QUANTISABLE
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.residuals import ResidualPass
-from tensorbus.codecs.scratch import pieces
 from tensorbus.codecs.staged import StagedCodec
+from tensorbus.codecs.values import convert
 from tensorbus.codecs.working import Floats, overwritable, working
 from tensorbus.errors import InvalidSpecification
 
@@ -83,6 +83,5 @@ class _FeedbackCodec(StagedCodec):
             return values.view(np.uint8).data
         size = self.dtype.itemsize
         rounded = working("rounded", -(-values.size * size // 4)).view(np.uint8)[: values.size * size]
-        for start, stop in pieces(values.size):
-            narrow(values[start:stop], self.dtype, rounded[start * size : stop * size])
+        convert(values.view(np.uint8), DTYPES["float32"], rounded, self.dtype)
         return rounded.data

@@ -29,7 +29,7 @@ from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.dtypes import DTYPES, DType
 from tensorbus.codecs.floats import QUANTISABLE, add_weighted, as_bytes, element_count, narrow, widen
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.codecs.kernels import native, pointer
+from tensorbus.codecs.kernels import declaring, native, pointer
 from tensorbus.codecs.kernels.numbers import DTYPE_NUMBERS, sum_number
 from tensorbus.codecs.scratch import pieces, scratch
 from tensorbus.codecs.staged import StagedCodec
@@ -233,10 +233,11 @@ def _bytes(values: Floats) -> memoryview:
 def _prototyped(library: ctypes.CDLL) -> ctypes.CDLL:
     number, long, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     blocks = [long, long, address]
-    for function, arguments in (
-        (library.tb_hadamard_encode, [number, address, *blocks, address]),
-        (library.tb_hadamard_decode, [number, address, *blocks, address]),
-        (library.tb_hadamard_accumulate, [number, address, *blocks, number, address, ctypes.c_double]),
-    ):
-        function.argtypes, function.restype = arguments, long
+    with declaring:
+        for function, arguments in (
+            (library.tb_hadamard_encode, [number, address, *blocks, address]),
+            (library.tb_hadamard_decode, [number, address, *blocks, address]),
+            (library.tb_hadamard_accumulate, [number, address, *blocks, number, address, ctypes.c_double]),
+        ):
+            function.argtypes, function.restype = arguments, long
     return library

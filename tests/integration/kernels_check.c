@@ -173,6 +173,42 @@ static void halves(void)
                 }
 }
 
+/* --- changes from a base ----------------------------------------------------------------------------------- */
+
+int64_t tb_change_subtract(int, const void *, const void *, int64_t, float *);
+int64_t tb_change_add(int, const void *, int64_t, void *, void *);
+
+/* Values and base of finite numbers, of anything, or of anything with the same bits. */
+static void changed(int dtype, int64_t count, int kind)
+{
+    int64_t bytes = count * tb_itemsize(dtype);
+    void *base = kind ? garbage(bytes) : values_of(dtype, count), *values = kind ? take(bytes) : values_of(dtype, count);
+    if (kind)
+        memcpy(values, base, (size_t)bytes);
+    if (kind == 2 && count)
+        ((uint8_t *)values)[any() % (uint64_t)bytes] ^= 1;
+    float *change = take_aligned(count * 4);
+    int64_t result = tb_change_subtract(dtype, values, base, count, change);
+    mix_result(result);
+    mix(change, result < 0 ? 0 : count * 4);
+    void *out = take(bytes);
+    if (dtype == TB_FLOAT32) { /* in place, at an odd address */
+        fill(out, TB_FLOAT32, count);
+        mix_result(tb_change_add(dtype, base, count, out, out));
+    } else
+        mix_result(tb_change_add(dtype, base, count, fill(change, TB_FLOAT32, count), out));
+    mix_values(dtype, out, count);
+    free_all();
+}
+
+static void changes(void)
+{
+    for (int dtype = 0; dtype < 4; dtype++)
+        for EACH (n, COUNTS)
+            for (int kind = 0; kind < 3; kind++)
+                changed(dtype, COUNTS[n], kind);
+}
+
 /* --- codes with an absmax for each block ------------------------------------------------------------------- */
 
 typedef int64_t encode_blockwise(int, const void *, int64_t, int64_t, uint8_t *, void *);
@@ -502,6 +538,7 @@ static const struct {
     {"conversions", conversions},
     {"sums", sums},
     {"halves", halves},
+    {"changes", changes},
     {"nf4", nf4},
     {"fp4", fp4},
     {"dynamic", dynamic},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -399,3 +401,17 @@ def test_a_kill_at_any_moment_leaves_one_generation(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("*.residuals"))) == 1
         assert len(list(tmp_path.glob("*.part"))) <= 1  # of the check above
     assert number >= 12
+
+
+def test_a_committed_generation_frees_the_one_before(tmp_path: Path) -> None:
+    """Between two messages there is one generation on disk; a deleted one that is open takes room, too."""
+    residuals = FileResiduals(tmp_path / "r")
+    for number in range(3):
+        send(residuals, f"k{number}", (spec("w", 1237), number))
+    held: list[os.stat_result] = []
+    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        with suppress(OSError):
+            held.append(os.fstat(descriptor))
+    here = (tmp_path / "r").stat().st_dev
+    assert not [one for one in held if one.st_dev == here and not one.st_nlink and one.st_size == 4 * 1237]
+    assert len(list((tmp_path / "r").glob("*.residuals"))) == 1

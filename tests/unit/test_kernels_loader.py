@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tensorbus.codecs.kernels import forced, native, pointer, status
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS, LIBRARY
+from tensorbus.codecs.quantizers import lloyd
 from tensorbus.errors import KernelsUnavailable
 
 
@@ -96,3 +97,40 @@ def test_loading_imports_no_torch() -> None:
         "print([m for m in ('torch', 'bitsandbytes', 'setuptools') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_threads_that_begin_together_find_every_prototype() -> None:
+    """Two threads may use a codec for the first time at once; without a prototype, a kernel would get its
+    addresses cut to 32 bits."""
+    library = native()
+    if library is None:
+        pytest.skip("without the library there are no prototypes")
+    started, declared, replaced, seen = (threading.Event() for _ in range(4))
+
+    class Slow(ctypes.CDLL):
+        """One thread puts its function in place when the other has declared its own, if that is possible."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            waits = name == "tb_lloyd_encode" and threading.current_thread() is slow
+            if waits:
+                started.set()
+                declared.wait(0.2)
+            super().__setattr__(name, value)
+            if waits:
+                replaced.set()
+                seen.wait(0.2)
+
+    fresh = Slow(str(LIBRARY))
+    lloyd._prototyped.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    slow = threading.Thread(target=lambda: lloyd._prototyped(fresh))  # pyright: ignore[reportPrivateUsage]
+    try:
+        slow.start()
+        assert started.wait(60)
+        own = lloyd._prototyped(fresh)  # pyright: ignore[reportPrivateUsage]
+        declared.set()
+        assert replaced.wait(60)
+        assert own.tb_lloyd_encode.argtypes
+        seen.set()
+    finally:
+        slow.join()
+        lloyd._prototyped.cache_clear()  # pyright: ignore[reportPrivateUsage]
