@@ -165,6 +165,20 @@ def read_parts(base: Base, spec: ItemSpec, offset: int, count: int) -> Iterator[
         yield start, stop, read_piece(base, spec, offset + start, stop - start)
 
 
+def keep_apart(base: Base, spec: ItemSpec, offset: int, count: int, out: memoryview) -> None:
+    """Refuse to decode a slice into the memory of its own base, which would be another one from then on.
+
+    Raises:
+        InvalidSpecification: ``out`` is that memory.
+    """
+    if isinstance(base, ItemBase) and (lying := base.lying(spec, offset, count)) is not None:
+        if np.may_share_memory(lying, as_bytes(out)):
+            raise InvalidSpecification(
+                f"{spec.name!r} cannot be loaded into the memory of the base {base.id}, which has to stay as it"
+                " is; load it elsewhere, or give the base as a copy or a file"
+            )
+
+
 def _owner(spec: ItemSpec, tensors: dict[str, Item]) -> str:
     """Which tensor has the same bytes in the same order: itself, or what it is the whole of."""
     view = spec.view

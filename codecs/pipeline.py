@@ -162,7 +162,7 @@ def _config(config: object, noun: str) -> str | Mapping[str, object]:
 
 def _listed(patterns: object) -> list[object]:
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
-        raise InvalidSpecification(f"keep is a list of name patterns, not {patterns!r}")
+        raise InvalidSpecification(f"keep is a list of name patterns, not {patterns!r:.200}")
     return list(cast(Iterable[object], patterns))
 
 

@@ -95,14 +95,14 @@ def _frozen(config: str | Mapping[str, object]) -> str:
     try:
         return json.dumps(parameters, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidSpecification(f"codec configuration {config!r} is no JSON object: {error}") from error
+        raise InvalidSpecification(f"codec configuration {config!r:.200} is no JSON object: {error!s:.200}") from error
 
 
 @lru_cache(maxsize=64)
 def _quantizer(config: str) -> Quantizer:
     made = _built(config, QUANTIZERS, QUANTIZER_GROUP, "quantizer")
     if not isinstance(made, Quantizer):
-        raise UnknownCodec(f"the plug-in for codec {config} is no Quantizer")
+        raise UnknownCodec(f"the plug-in for codec {config:.200} is no Quantizer")
     return made
 
 
@@ -110,7 +110,7 @@ def _quantizer(config: str) -> Quantizer:
 def _stage(config: str) -> Stage:
     made = _built(config, STAGES, STAGE_GROUP, "stage")
     if not isinstance(made, Stage):
-        raise UnknownCodec(f"the plug-in for stage {config} is no Stage")
+        raise UnknownCodec(f"the plug-in for stage {config:.200} is no Stage")
     return made
 
 
@@ -118,7 +118,7 @@ def _built(config: str, table: Mapping[str, str], group: str, noun: str) -> obje
     parameters = cast(dict[str, object], json.loads(config))
     name = parameters.pop("name", None)
     if not isinstance(name, str):
-        raise InvalidSpecification(f"codec configuration {config} has no name")
+        raise InvalidSpecification(f"codec configuration {config:.200} has no name")
     cls = _load(name, table, group, noun)
     try:
         return cls(**parameters)
@@ -126,7 +126,7 @@ def _built(config: str, table: Mapping[str, str], group: str, noun: str) -> obje
         raise
     except (TypeError, ValueError) as error:
         raise InvalidSpecification(
-            f"{noun} {name!r} does not take the parameters {parameters}: {error}"
+            f"{noun} {name!r:.80} does not take the parameters {parameters!r:.200}: {error!s:.200}"
         ) from error
 
 

@@ -58,12 +58,13 @@ def check_slice(codec: SliceCodec, count: int, payload_bytes: int) -> None:
     """Whether a slice that arrived may be decoded, judged by its size alone.
 
     Raises:
-        LimitExceeded: it claims more elements than a slice of its codec may have, while their number does not
-            follow from the payload's size.
+        LimitExceeded: it claims more elements than a slice of its codec may have.
         PayloadMismatch: as ``check_payload``.
     """
-    bounded = codec.fixed_size and isinstance(codec, QuantizerCodec)
-    if not bounded and count > (most := most_elements(codec)):
+    most = most_elements(codec)
+    if codec.fixed_size and isinstance(codec, QuantizerCodec):
+        most *= 2  # as large as a payload of the original values may be
+    if count > most:
         raise LimitExceeded(f"a slice of {count} elements of {codec.dtype}, the limit is {most}")
     check_payload(codec, count, payload_bytes)
 

@@ -73,7 +73,7 @@ class BlockwiseQuantizer(Quantizer):
     def __init__(self, blocksize: int) -> None:
         if type(blocksize) is not int or blocksize not in self.blocksizes:
             allowed = ", ".join(map(str, self.blocksizes))
-            raise InvalidSpecification(f"{self.name} has block sizes {allowed}, not {blocksize!r}")
+            raise InvalidSpecification(f"{self.name} has block sizes {allowed}, not {blocksize!r:.80}")
         self.block = blocksize
         self.blocksize = blocksize
 

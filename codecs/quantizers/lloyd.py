@@ -75,10 +75,10 @@ class Lloyd(Quantizer):
 
     def __init__(self, bits: int = 2, blocksize: int = 1024) -> None:
         if type(bits) is not int or bits not in LEVELS:
-            raise InvalidSpecification(f"lloyd has 1, 2, 3 or 4 bits, not {bits!r}")
+            raise InvalidSpecification(f"lloyd has 1, 2, 3 or 4 bits, not {bits!r:.80}")
         if type(blocksize) is not int or blocksize not in BLOCKSIZES:
             allowed = ", ".join(map(str, BLOCKSIZES))
-            raise InvalidSpecification(f"lloyd has block sizes {allowed}, not {blocksize!r}")
+            raise InvalidSpecification(f"lloyd has block sizes {allowed}, not {blocksize!r:.80}")
         self.bits = bits
         self.blocksize = blocksize
         levels = np.array(LEVELS[bits])

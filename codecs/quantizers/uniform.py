@@ -71,7 +71,7 @@ class Uniform(Quantizer):
 
     def __init__(self, step: float = 0.319) -> None:
         if type(step) not in (int, float) or not FINEST <= step <= COARSEST:
-            raise InvalidSpecification(f"uniform has steps from {FINEST} to {COARSEST}, not {step!r}")
+            raise InvalidSpecification(f"uniform has steps from {FINEST} to {COARSEST}, not {step!r:.80}")
         self.step = float(step)
         self._even = EvenSteps(self.step)
 

@@ -9,16 +9,15 @@ empty payload, and is the base's bits again, signs of zeros and NaNs included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import numpy as np
 
 from tensorbus.codecs.base import Accumulator, Encoded, SliceCodec, Stage
-from tensorbus.codecs.bases import check_base_id, read_parts
+from tensorbus.codecs.bases import check_base_id, keep_apart, read_parts
 from tensorbus.codecs.changes import add, subtract
 from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.floats import QUANTISABLE, Bytes, as_bytes
+from tensorbus.codecs.floats import QUANTISABLE, as_bytes
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.registry import quantizer
 from tensorbus.codecs.staged import StagedCodec
@@ -75,22 +74,25 @@ class _DeltaCodec(StagedCodec):
         size = self.dtype.itemsize
         original = as_bytes(source)
         change = working("delta", original.size // size)
-        for start, stop, base in self._base(offset, change.size):
-            subtract(original[start * size : stop * size], base, self.dtype, change[start:stop])
+        base = self._context.require(str(self.base), self._spec)
+        for start, stop, part in read_parts(base, self._spec, offset, change.size):
+            subtract(original[start * size : stop * size], part, self.dtype, change[start:stop])
         return self.inner.encode(change.view(np.uint8).data, offset, out)
 
     def decode(self, payload: memoryview, offset: int, out: memoryview) -> None:
         size = self.dtype.itemsize
         target = as_bytes(out)
         count = target.size // size
+        base = self._context.require(str(self.base), self._spec)
+        keep_apart(base, self._spec, offset, count, out)
         if not payload:
-            self._context.require(str(self.base), self._spec).read_into(self._spec, offset, count, out)
+            base.read_into(self._spec, offset, count, out)
             return
         # The difference comes to where the result will be if that is as large, else to working memory.
         change = target.view(np.float32) if self.dtype == FLOAT32 else working("delta", count)
         self.inner.decode(payload, offset, change.view(np.uint8).data)
-        for start, stop, base in self._base(offset, count):
-            add(base, change[start:stop], self.dtype, target[start * size : stop * size])
+        for start, stop, part in read_parts(base, self._spec, offset, count):
+            add(part, change[start:stop], self.dtype, target[start * size : stop * size])
 
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         values = working("sum", accumulator.size * self.dtype.itemsize // 4 + 1).view(np.uint8)
@@ -100,6 +102,3 @@ class _DeltaCodec(StagedCodec):
 
     def change(self) -> SliceCodec:
         return self.inner
-
-    def _base(self, offset: int, count: int) -> Iterator[tuple[int, int, Bytes]]:
-        return read_parts(self._context.require(str(self.base), self._spec), self._spec, offset, count)

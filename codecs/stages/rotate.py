@@ -60,9 +60,9 @@ class Rotate(Stage):
     def __init__(self, blocksize: int = 1024, seed: int = 1) -> None:
         if type(blocksize) is not int or blocksize not in BLOCKSIZES:
             allowed = ", ".join(map(str, BLOCKSIZES))
-            raise InvalidSpecification(f"rotate has block sizes {allowed}, not {blocksize!r}")
+            raise InvalidSpecification(f"rotate has block sizes {allowed}, not {blocksize!r:.80}")
         if type(seed) is not int or not 0 <= seed < 2**63:
-            raise InvalidSpecification(f"the seed of rotate is an integer from 0 to 2^63 - 1, not {seed!r}")
+            raise InvalidSpecification(f"the seed of rotate is an integer from 0 to 2^63 - 1, not {seed!r:.80}")
         self.blocksize = blocksize
         self.seed = seed
         self.factors = _factors(blocksize, seed)

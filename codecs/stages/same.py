@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tensorbus.codecs.base import Accumulator, Encoded, SliceCodec, Stage
-from tensorbus.codecs.bases import check_base_id, read_piece
+from tensorbus.codecs.bases import check_base_id, keep_apart, read_piece
 from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.dtypes import DTYPES, DType
 from tensorbus.codecs.floats import QUANTISABLE, Bytes, as_bytes
@@ -78,11 +78,13 @@ class _SameCodec(StagedCodec):
         return Encoded(0)
 
     def decode(self, payload: memoryview, offset: int, out: memoryview) -> None:
+        base = self._context.require(str(self.base), self.spec)
+        count = len(out) // self.dtype.itemsize
+        keep_apart(base, self.spec, offset, count, out)
         if payload:
             self.inner.decode(payload, offset, out)
         else:
-            base = self._context.require(str(self.base), self.spec)
-            base.read_into(self.spec, offset, len(out) // self.dtype.itemsize, out)
+            base.read_into(self.spec, offset, count, out)
 
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         if payload:

@@ -22,7 +22,7 @@ from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.memory import MemoryItem
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import MemoryResiduals
-from tensorbus.errors import NonFiniteValues, PayloadMismatch
+from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -137,6 +137,17 @@ def test_what_did_not_change_has_no_payload_and_every_bit(text: str, dtype: str)
     decoded = np.full(base.size, 7, np.dtype(link.receiver.change().dtype.name))
     link.receiver.change().decode(payload, 0, raw(decoded))
     assert not decoded.any()
+
+
+@pytest.mark.parametrize("text", ["delta | nf4", "same | none"])
+def test_nothing_is_decoded_into_the_memory_of_the_base(text: str) -> None:
+    """A base stays what its id says: whoever loads into it is told, and neither it nor the values get wrong."""
+    base, values = pair(1000, "float32")
+    link = Link(text, base)
+    payload, before = link.encode(values), base.copy()
+    with pytest.raises(InvalidSpecification, match="memory of the base"):
+        link.receiver.decode(payload, 0, raw(base))
+    assert np.array_equal(base, before)
 
 
 def test_infinities_of_the_base_are_no_change() -> None:
