@@ -95,7 +95,9 @@ def _frozen(config: str | Mapping[str, object]) -> str:
     try:
         return json.dumps(parameters, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidSpecification(f"codec configuration {config!r:.200} is no JSON object: {error!s:.200}") from error
+        raise InvalidSpecification(
+            f"codec configuration {config!r:.200} is no JSON object: {error!s:.200}"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,6 @@ empty payload, and is the base's bits again, signs of zeros and NaNs included.
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from tensorbus.codecs.base import Accumulator, Encoded, SliceCodec, Stage

@@ -62,7 +62,9 @@ class Rotate(Stage):
             allowed = ", ".join(map(str, BLOCKSIZES))
             raise InvalidSpecification(f"rotate has block sizes {allowed}, not {blocksize!r:.80}")
         if type(seed) is not int or not 0 <= seed < 2**63:
-            raise InvalidSpecification(f"the seed of rotate is an integer from 0 to 2^63 - 1, not {seed!r:.80}")
+            raise InvalidSpecification(
+                f"the seed of rotate is an integer from 0 to 2^63 - 1, not {seed!r:.80}"
+            )
         self.blocksize = blocksize
         self.seed = seed
         self.factors = _factors(blocksize, seed)

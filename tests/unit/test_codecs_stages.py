@@ -141,7 +141,7 @@ def test_what_did_not_change_has_no_payload_and_every_bit(text: str, dtype: str)
 
 @pytest.mark.parametrize("text", ["delta | nf4", "same | none"])
 def test_nothing_is_decoded_into_the_memory_of_the_base(text: str) -> None:
-    """A base stays what its id says: whoever loads into it is told, and neither it nor the values get wrong."""
+    """A base stays what its id says: whoever loads into its memory is told, and nothing is changed."""
     base, values = pair(1000, "float32")
     link = Link(text, base)
     payload, before = link.encode(values), base.copy()
