@@ -174,8 +174,8 @@ def keep_apart(base: Base, spec: ItemSpec, offset: int, count: int, out: memoryv
     lying = base.lying(spec, offset, count) if isinstance(base, ItemBase) else None
     if lying is not None and np.may_share_memory(lying, as_bytes(out)):
         raise InvalidSpecification(
-            f"{spec.name!r} cannot be loaded into the memory of the base {base.id}, which has to stay as it is;"
-            " load it elsewhere, or give the base as a copy or a file"
+            f"{spec.name!r} cannot be loaded into the memory of the base {base.id}, which has to stay as it"
+            " is; load it elsewhere, or give the base as a copy or a file"
         )
 
 
