@@ -109,7 +109,8 @@ class _FilePass(ResidualPass):
     """Reads the file of the last generation, and writes that of the next, which grows by each new tensor."""
 
     def __init__(self, residuals: FileResiduals, folder: Path, key: str, last: Generation | None) -> None:
-        self._residuals = residuals
+        # Not the object itself, which refers to this one: whoever lets go of it frees its folder at once.
+        self._residuals = weakref.ref(residuals)
         self._key = key
         self._last: Mapping[str, Place] = last.places if last else {}
         self._reader = FileReader(folder / last.file) if last else None
@@ -146,9 +147,14 @@ class _FilePass(ResidualPass):
             self._file.sync()
 
     def seal(self) -> None:
+        residuals = self._residuals()
+        if residuals is None:
+            raise TensorbusError(
+                f"the residuals of message {self._key!r} were let go of before it was sealed"
+            )
         if not self._sealed:
             self._file.finish()
-            self._residuals.note_sealed(Generation(self._name, self._key, self._places))
+            residuals.note_sealed(Generation(self._name, self._key, self._places))
             self._sealed = True
 
     def abort(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -229,6 +230,18 @@ def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
     first.close()
     first.close()
     FileResiduals(tmp_path)
+
+
+def test_a_folder_is_free_when_nobody_refers_to_it(tmp_path: Path) -> None:
+    """Even in the middle of a message, at once, whenever the garbage collector comes."""
+    gc.disable()
+    try:
+        residuals = FileResiduals(tmp_path)
+        residuals.begin("m").keep(spec(), 0, of(1000, 1))
+        del residuals
+        FileResiduals(tmp_path).close()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
