@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .loader import KernelStatus, declaring, forced, native, pointer, status
+from .loader import KernelStatus, declaring, forced, native, pointer, status, usable
 
-__all__ = ["KernelStatus", "declaring", "forced", "native", "pointer", "status"]
+__all__ = ["KernelStatus", "declaring", "forced", "native", "pointer", "status", "usable"]

@@ -130,14 +130,35 @@ def forced(kernels: str, isa: str | None = None) -> Generator[KernelStatus]:
     global _choice
     with _lock:
         before = _choice
-        _choice = _choose(kernels, isa)
+        try:
+            _choice = _choose(kernels, isa)
+        except KernelsUnavailable:
+            _return_to(before)
+            raise
     try:
         yield _choice.status
     finally:
         with _lock:
-            _choice = before
-            if before is not None and before.library is not None:
-                before.library.tb_set_isa(before.level)
+            _return_to(before)
+
+
+def _return_to(choice: _Choice | None) -> None:
+    global _choice
+    _choice = choice
+    if choice is not None and choice.library is not None:
+        choice.library.tb_set_isa(choice.level)
+
+
+def usable() -> list[tuple[str, str | None]]:
+    """What `forced` can be given here: numpy, and the library with each instruction set of this processor."""
+    found: list[tuple[str, str | None]] = [("numpy", None)]
+    for isa in INSTRUCTION_SETS:
+        try:
+            with forced("c", isa):
+                found.append(("c", isa))
+        except KernelsUnavailable:
+            continue
+    return found
 
 
 def _first_choice() -> _Choice:

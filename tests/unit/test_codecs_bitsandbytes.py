@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from tensorbus.codecs.dtypes import DTYPES
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.quantizers.dynamic import DYNAMIC, dynamic_map
 from tensorbus.codecs.quantizers.fp4 import LEVELS as FP4_LEVELS
 from tensorbus.codecs.quantizers.nf4 import LEVELS as NF4_LEVELS
 from tensorbus.codecs.registry import quantizer
-from tensorbus.errors import KernelsUnavailable
 
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -29,19 +27,7 @@ FOUR_BIT = ("nf4", "fp4")
 FLOAT32 = DTYPES["float32"]
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-@pytest.fixture(params=usable_kernels(), ids=str, autouse=True, scope="module")
+@pytest.fixture(params=usable(), ids=str, autouse=True, scope="module")
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test runs with each of them."""
     with forced(*request.param):

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 from tensorbus.codecs.base import Accumulator, Encoded, Quantizer
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.registry import QUANTIZERS, quantizer
 from tensorbus.codecs.values import all_finite, convert
-from tensorbus.errors import KernelsUnavailable, NonFiniteValues
+from tensorbus.errors import NonFiniteValues
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.sources import open_source
 
@@ -43,19 +42,8 @@ LOSSY = [name for name in QUANTIZERS if not quantizer(name).exact]
 SHAPES: tuple[tuple[int, ...], ...] = ((1000, 80), (4096, 16), (), (0,), (1,), (63,), (4097,), (7, 4099))
 
 
-def instruction_sets() -> list[str]:
-    """Those that this processor has."""
-    usable: list[str] = []
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(isa)
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-ISAS = instruction_sets()
+ISAS = [isa for _, isa in usable() if isa is not None]
+"""Instruction sets that this processor has."""
 
 
 def originals(dtype: DType, values: npt.NDArray[np.floating]) -> Array:

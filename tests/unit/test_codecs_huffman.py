@@ -12,29 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorbus.codecs import huffman
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.prefix_code import LONGEST, Table, canonical, code_lengths, is_complete
-from tensorbus.errors import KernelsUnavailable, PayloadMismatch
+from tensorbus.errors import PayloadMismatch
 
 Symbols = npt.NDArray[np.uint8]
 
 GUARD = 0xA5
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-KERNELS = usable_kernels()
+KERNELS = usable()
 
 KINDS = ("equal", "two", "uniform", "narrow", "normal", "wide", "skewed", "longest", "runs")
 

@@ -10,11 +10,10 @@ from tensorbus.codecs.bases import ItemBase, read_parts
 from tensorbus.codecs.changes import add, subtract
 from tensorbus.codecs.dtypes import DTYPES
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.memory import MemoryItem
 from tensorbus.codecs.scratch import PIECE
-from tensorbus.errors import KernelsUnavailable, NonFiniteValues
+from tensorbus.errors import NonFiniteValues
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -24,19 +23,8 @@ COUNTS = (0, 1, 7, 17, 511, 512, 513, 1000, 4099, PIECE + 1)
 FINITE = (0.0, -0.0, 1.0, -1.0, 5e-324, -3e-320, 1e-45, -1e-40, 6e-8, -3e-6, 1e-38, 65504.0, 3e38, -3e38)
 
 
-def instruction_sets() -> list[str]:
-    """Those that this processor has."""
-    usable: list[str] = []
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(isa)
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-ISAS = instruction_sets()
+ISAS = [isa for _, isa in usable() if isa is not None]
+"""Instruction sets that this processor has."""
 
 
 def finite_bytes(count: int, dtype: str, seed: int, address: int = 0) -> Bytes:

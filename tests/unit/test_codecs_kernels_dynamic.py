@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from tensorbus.codecs.dtypes import DTYPES
-from tensorbus.codecs.kernels import forced, native, pointer
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, native, pointer, usable
 from tensorbus.codecs.quantizers.dynamic import dynamic_map
 from tensorbus.codecs.registry import quantizer
-from tensorbus.errors import KernelsUnavailable, NonFiniteValues
+from tensorbus.errors import NonFiniteValues
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -26,19 +25,8 @@ MIDPOINTS = (LEVELS[:-1] + LEVELS[1:]) / np.float32(2)
 FLOAT32 = DTYPES["float32"]
 
 
-def instruction_sets() -> list[str]:
-    """Those that this processor has."""
-    usable: list[str] = []
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(isa)
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-ISAS = instruction_sets()
+ISAS = [isa for _, isa in usable() if isa is not None]
+"""Instruction sets that this processor has."""
 
 
 def codes_of(values: Floats, blocksize: int) -> Bytes:

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.quantizers.fourbit import BLOCKSIZES
 from tensorbus.codecs.quantizers.fp4 import LEVELS as FP4_LEVELS
 from tensorbus.codecs.quantizers.nf4 import LEVELS as NF4_LEVELS
 from tensorbus.codecs.registry import quantizer
-from tensorbus.errors import KernelsUnavailable, NonFiniteValues
+from tensorbus.errors import NonFiniteValues
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -33,19 +32,8 @@ SHAPES: tuple[tuple[int, ...], ...] = ((1000, 80), (4096, 16), (), (0,), (1,), (
 FLOAT32 = DTYPES["float32"]
 
 
-def instruction_sets() -> list[str]:
-    """Those that this processor has."""
-    usable: list[str] = []
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(isa)
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-ISAS = instruction_sets()
+ISAS = [isa for _, isa in usable() if isa is not None]
+"""Instruction sets that this processor has."""
 
 
 def originals(dtype: DType, values: npt.NDArray[np.floating]) -> Array:

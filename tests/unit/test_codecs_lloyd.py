@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.quantizers.lloyd import BLOCKSIZES, LEVELS, Lloyd
 from tensorbus.codecs.registry import quantizer
 from tensorbus.codecs.rms import rms
-from tensorbus.errors import InvalidSpecification, KernelsUnavailable, NonFiniteValues, PayloadMismatch
+from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -29,19 +28,7 @@ FLOAT32 = DTYPES["float32"]
 SOURCES = ("float32", "float64", "float16", "bfloat16")
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-KERNELS = usable_kernels()
+KERNELS = usable()
 
 
 def originals(dtype: DType, values: npt.NDArray[np.float64]) -> Array:

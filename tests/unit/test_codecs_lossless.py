@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.quantizers.lossless import GROUP, Lossless
 from tensorbus.codecs.registry import quantizer
-from tensorbus.errors import KernelsUnavailable, NonFiniteValues, PayloadMismatch
+from tensorbus.errors import NonFiniteValues, PayloadMismatch
 
 Array = npt.NDArray[Any]
 
@@ -24,19 +23,7 @@ SOURCES = ("float32", "float64", "float16", "bfloat16")
 CODEC = Lossless()
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-KERNELS = usable_kernels()
+KERNELS = usable()
 
 
 def upper_half(values: Array) -> npt.NDArray[np.uint16]:

@@ -18,13 +18,12 @@ from tensorbus.codecs.chain import bind, codec_of
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.dtypes import DTYPES, DType
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.codecs.kernels import forced
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, usable
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.registry import stage
 from tensorbus.codecs.residuals import MemoryResiduals
 from tensorbus.codecs.stages.rotate import BLOCKSIZES, Rotate
-from tensorbus.errors import InvalidSpecification, KernelsUnavailable, NonFiniteValues, PayloadMismatch
+from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
 from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerDecoder, ContainerEncoder
 from tensorbus.streaming.frames import FrameParser
@@ -39,19 +38,7 @@ FLOAT32 = DTYPES["float32"]
 SOURCES = ("float32", "float64", "float16", "bfloat16")
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-KERNELS = usable_kernels()
+KERNELS = usable()
 
 
 def chain(pipeline: str, count: int, dtype: DType = FLOAT32) -> SliceCodec:

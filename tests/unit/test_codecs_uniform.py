@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.dtypes import DTYPES, DType
-from tensorbus.codecs.kernels import forced, native, pointer
-from tensorbus.codecs.kernels.loader import INSTRUCTION_SETS
+from tensorbus.codecs.kernels import forced, native, pointer, usable
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.quantizers.even_steps import group_symbols
 from tensorbus.codecs.quantizers.uniform import Uniform
 from tensorbus.codecs.registry import quantizer
-from tensorbus.errors import InvalidSpecification, KernelsUnavailable, NonFiniteValues, PayloadMismatch
+from tensorbus.errors import InvalidSpecification, NonFiniteValues, PayloadMismatch
 
 Array = npt.NDArray[np.generic]
 
@@ -30,19 +29,7 @@ PAIRS = [(step, source) for source in SOURCES for step in (STEPS if source == "f
 LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38, "float64": 3.4e38}
 
 
-def usable_kernels() -> list[tuple[str, str | None]]:
-    """numpy, and the library with each instruction set that this processor has."""
-    usable: list[tuple[str, str | None]] = [("numpy", None)]
-    for isa in INSTRUCTION_SETS:
-        try:
-            with forced("c", isa):
-                usable.append(("c", isa))
-        except KernelsUnavailable:
-            continue
-    return usable
-
-
-KERNELS = usable_kernels()
+KERNELS = usable()
 
 FINITE = st.floats(-(2.0**127), 2.0**127, width=32)
 
