@@ -85,6 +85,31 @@ def matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(given)
 
 
+def covers(pattern: str, other: str) -> bool:
+    """Whether every topic that the valid filter ``other`` selects is selected by ``pattern`` as well."""
+    wanted = pattern.split(".")
+    given = other.split(".")
+    for place, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > place
+        if place >= len(given) or given[place] == ">":
+            return False
+        if token not in ("*", given[place]):
+            return False
+    return len(wanted) == len(given)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether there is a topic that both valid filters select."""
+    left, right = one.split("."), other.split(".")
+    for ours, theirs in zip(left, right, strict=False):
+        if ">" in (ours, theirs):
+            return True
+        if "*" not in (ours, theirs) and ours != theirs:
+            return False
+    return len(left) == len(right)
+
+
 def check_consumer_name(name: str) -> str:
     """Return ``name`` if it is 1 to 64 characters of ``A-Z a-z 0-9 _ -``, else raise InvalidName."""
     if not _CONSUMER.fullmatch(name):

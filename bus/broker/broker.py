@@ -15,10 +15,9 @@ In short::
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Literal, Self
 
+from tensorbus.bus.clock import Clock, SystemClock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, DeliveryInfo
 from tensorbus.bus.messages import BrokerStats, MessageInfo, MessagePage, Receipt, State, TopicInfo
 from tensorbus.bus.stores.base import Store
@@ -50,9 +49,10 @@ class Broker:
         self,
         store: Store,
         settings: BrokerSettings | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
         settings = settings or BrokerSettings()
+        clock = clock or SystemClock()
         self._store = store
         self._chunk_bytes = settings.chunk_bytes
         self._workers = Workers(settings.io_threads)

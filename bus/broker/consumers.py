@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
 from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
 from tensorbus.bus.topics import check_consumer_name, matches
@@ -21,10 +22,10 @@ class Consumers:
     Args:
         store: keeps them.
         limit: how many there may be.
-        clock: seconds since the epoch.
+        clock: tells the time.
     """
 
-    def __init__(self, store: Store, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, limit: int, clock: Clock) -> None:
         self._store = store
         self._limit = limit
         self._clock = clock
@@ -33,7 +34,7 @@ class Consumers:
 
     def load(self, stored: Sequence[StoredConsumer]) -> None:
         """Take up consumers where they were."""
-        now, wall = asyncio.get_running_loop().time(), self._clock()
+        now, wall = self._clock.monotonic(), self._clock.wall()
         self._consumers = {consumer.name: Consumer(consumer, now, wall) for consumer in stored}
 
     def __len__(self) -> int:
@@ -63,10 +64,10 @@ class Consumers:
                 return await self.info(there), False
             if len(self._consumers) >= self._limit:
                 raise LimitExceeded(f"there are {self._limit} consumers, the broker's limit; delete one")
-            wall = self._clock()
+            wall = self._clock.wall()
             created = datetime.fromtimestamp(wall, UTC)
             stored = await self._store.add_consumer(StoredConsumer(name, new_uid(), config, 0, created))
-            consumer = Consumer(stored, asyncio.get_running_loop().time(), wall)
+            consumer = Consumer(stored, self._clock.monotonic(), wall)
             self._consumers[name] = consumer
             return await self.info(consumer), True
 
@@ -104,7 +105,7 @@ class Consumers:
 
     def followers(self, message: OpenMessage) -> list[StoredDelivery]:
         """Deliveries of a message about to be sealed; they do not change until its outcome is told."""
-        now, wall = asyncio.get_running_loop().time(), self._clock()
+        now, wall = self._clock.monotonic(), self._clock.wall()
         found: list[StoredDelivery] = []
         for consumer in self._consumers.values():
             if (pending := consumer.pending.get(message.id)) is not None:

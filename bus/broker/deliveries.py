@@ -8,9 +8,10 @@ of open messages are kept in memory; they are committed in the transaction that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
+from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import MAX_ACK_WAIT, DeliveryInfo
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.bus.stores.base import Store
@@ -41,7 +42,7 @@ class Deliveries:
         consumers: Consumers,
         open_messages: Mapping[str, OpenMessage],
         workers: Workers,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._consumers = consumers
@@ -64,7 +65,7 @@ class Deliveries:
         if not 1 <= limit <= MAX_PULL:
             raise InvalidRequest(f"a pull takes 1 to {MAX_PULL} deliveries, not {limit}")
         consumer = self._consumers.get(name)
-        now = asyncio.get_running_loop().time
+        now = self._clock.monotonic
         deadline = now() + wait
         while True:
             seen = consumer.changed.version
@@ -112,12 +113,12 @@ class Deliveries:
     async def _again(self, consumer: Consumer, limit: int, follow: bool) -> _Chosen:
         """What was given back, or ran out of time."""
         chosen: _Chosen = []
-        for pending in consumer.due(asyncio.get_running_loop().time(), follow):
+        for pending in consumer.due(self._clock.monotonic(), follow):
             if len(chosen) == limit:
                 break
             info = await self._deliverable(pending)
             # The worker who had it may have settled it or asked for more time just now.
-            now = asyncio.get_running_loop().time()
+            now = self._clock.monotonic()
             if consumer.pending.get(pending.message) is not pending or pending.settling or pending.due > now:
                 continue
             if info is None:
@@ -165,7 +166,7 @@ class Deliveries:
     def _hand(self, consumer: Consumer, pending: Pending) -> None:
         pending.attempt += 1
         pending.held = True
-        pending.due = asyncio.get_running_loop().time() + consumer.config.ack_wait
+        pending.due = self._clock.monotonic() + consumer.config.ack_wait
 
     async def _commit(self, consumer: Consumer, pendings: list[Pending]) -> None:
         try:
@@ -177,7 +178,7 @@ class Deliveries:
 
     async def _note(self, consumer: Consumer, pendings: list[Pending]) -> None:
         """Commit deliveries of sealed messages as they are now."""
-        now, wall = asyncio.get_running_loop().time(), self._clock()
+        now, wall = self._clock.monotonic(), self._clock.wall()
         rows = [consumer.stored(pending, now, wall) for pending in pendings if pending.seq is not None]
         if rows:
             await self._store.hand_over(consumer.uid, consumer.position, rows)
@@ -215,7 +216,7 @@ class Deliveries:
             return
         pending.settling = True
         try:
-            now, wall = asyncio.get_running_loop().time(), self._clock()
+            now, wall = self._clock.monotonic(), self._clock.wall()
             await self._store.settle(consumer.uid, consumer.position, consumer.stored(pending, now, wall))
         except BaseException:
             pending.settling = False
@@ -226,7 +227,7 @@ class Deliveries:
         """Give a delivery back for ``delay`` seconds; None leaves it to its worker for ``ack_wait`` more."""
         consumer = self._consumers.get(name)
         pending = await self._held(consumer, token)
-        now = asyncio.get_running_loop().time()
+        now = self._clock.monotonic()
         if delay is None:
             pending.due = now + consumer.config.ack_wait
         else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from tensorbus.bus.clock import Clock
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.base import Store
 from tensorbus.errors import BrokerBusy, LimitExceeded, MessageAborted
@@ -30,7 +30,7 @@ class OpenMessages:
         store: Store,
         settings: BrokerSettings,
         workers: Workers,
-        clock: Callable[[], float],
+        clock: Clock,
         consumers: Consumers,
     ) -> None:
         self._store = store
@@ -68,7 +68,7 @@ class OpenMessages:
             raise MessageAborted("the broker shuts down; try again later")
         if len(self._uploads) >= self._settings.max_open_messages:
             raise BrokerBusy(f"{len(self._uploads)} messages are being published, the limit; try later")
-        message = OpenMessage(uuid4().hex, topic, key, datetime.fromtimestamp(self._clock(), UTC))
+        message = OpenMessage(uuid4().hex, topic, key, datetime.fromtimestamp(self._clock.wall(), UTC))
         upload = Upload(message, self._host)
         self.messages[message.id] = message
         self._uploads[message.id] = upload

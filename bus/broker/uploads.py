@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self
 
+from tensorbus.bus.clock import Clock
 from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.stores.base import FrameFile, Part, Store, StoredDelivery
 from tensorbus.errors import LimitExceeded, MessageAborted, TensorbusError
@@ -53,7 +54,7 @@ class UploadHost:
     store: Store
     settings: BrokerSettings
     workers: Workers
-    clock: Callable[[], float]
+    clock: Clock
     changed: Callable[[OpenMessage], None]
     followers: Callable[[OpenMessage], Sequence[StoredDelivery]]
     gathered: Gathered = field(default_factory=Gathered)
@@ -281,7 +282,7 @@ class Upload:
             original_bytes=totals.original_bytes,
             wire_bytes=self._received,
             digest=totals.digest.hex(),
-            sealed=datetime.fromtimestamp(self._host.clock(), UTC),
+            sealed=datetime.fromtimestamp(self._host.clock.wall(), UTC),
         )
 
     def _check(self) -> None:

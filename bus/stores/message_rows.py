@@ -89,8 +89,8 @@ def seal(info: MessageInfo, followers: Sequence[StoredDelivery]) -> Callable[[Co
         stored = Receipt(info.id, seq, info.topic, info.key, info.bytes, info.frames, digest)
         if info.key is not None:
             connection.execute(
-                f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (info.id, seq, info.topic, info.key, info.bytes, info.frames, digest),
+                f"INSERT INTO keys ({_KEY_COLUMNS}, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (info.id, seq, info.topic, info.key, info.bytes, info.frames, digest, sealed.timestamp()),
             )
         put_deliveries(connection, followers, seq)
         return stored

@@ -24,7 +24,7 @@ from tensorbus.errors import StorageError, StorageFull, StoreVersion
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
 """``PRAGMA user_version`` of the files that this release writes."""
 
 _LARGEST_GROUP = 256
@@ -45,9 +45,17 @@ CREATE TABLE messages (
     wire_bytes INTEGER,
     digest TEXT NOT NULL,
     created REAL NOT NULL,
-    sealed REAL NOT NULL
+    sealed REAL NOT NULL,
+    owner TEXT,
+    dead TEXT
 );
 CREATE INDEX messages_by_topic ON messages (topic, seq);
+CREATE INDEX messages_by_time ON messages (sealed);
+CREATE INDEX messages_by_owner ON messages (owner) WHERE owner IS NOT NULL;
+CREATE TABLE bodies (
+    id TEXT PRIMARY KEY,
+    data BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE keys (
     topic TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -56,7 +64,29 @@ CREATE TABLE keys (
     bytes INTEGER NOT NULL,
     frames INTEGER NOT NULL,
     digest TEXT NOT NULL,
+    stored REAL NOT NULL,
     PRIMARY KEY (topic, key)
+) WITHOUT ROWID;
+CREATE INDEX keys_by_time ON keys (stored);
+CREATE TABLE uploads (
+    id TEXT PRIMARY KEY,
+    topic TEXT NOT NULL,
+    key TEXT,
+    length INTEGER,
+    metadata TEXT NOT NULL,
+    owner TEXT,
+    created REAL NOT NULL,
+    expires REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE policies (
+    name TEXT PRIMARY KEY,
+    config TEXT NOT NULL,
+    created REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE damaged (
+    id TEXT PRIMARY KEY,
+    reason TEXT NOT NULL,
+    found REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE consumers (
     name TEXT PRIMARY KEY,

@@ -191,6 +191,20 @@ class StorageError(TensorbusError, OSError):
     slug = "storage"
 
 
+class ChunkMismatch(TensorbusError):
+    """A chunk of a resumable upload does not match its Upload-Checksum; it was dropped, send it again."""
+
+    status = 460  # of tus 1.0
+    slug = "chunk-mismatch"
+
+
+class QuotaExceeded(TensorbusError):
+    """A policy of the topic, or the quota of the token, leaves no room; nothing stored is touched."""
+
+    status = 507
+    slug = "quota-exceeded"
+
+
 class StorageFull(StorageError):
     """The disk or a quota is full; nothing that was acknowledged is touched."""
 
@@ -251,10 +265,24 @@ class BrokerBusy(BrokerUnavailable):
 
 
 class Unauthorized(TensorbusError, PermissionError):
-    """The token is missing, unknown or lacks the right."""
+    """The token is missing, unknown, expired or revoked."""
 
     status = 401
     slug = "unauthorized"
+
+
+class Forbidden(Unauthorized):
+    """The token lacks the right for this topic or operation."""
+
+    status = 403
+    slug = "forbidden"
+
+
+class TooManyRequests(BrokerBusy):
+    """The token has as many connections or open uploads as it may have; the same request succeeds later."""
+
+    status = 429
+    slug = "too-many-requests"
 
 
 # --- federations -------------------------------------------------------------------------------------
