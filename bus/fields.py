@@ -10,6 +10,11 @@ from typing import cast
 from tensorbus.errors import InvalidRequest, LimitExceeded
 
 
+def to_iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds, ending in ``Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 class Fields:
     """A JSON object whose fields are taken by type; a missing or ill-typed one raises InvalidRequest."""
 
@@ -57,6 +62,9 @@ class Fields:
         value = self.document.get(name)
         if value is None and default is not None:
             return default
+        if isinstance(value, float) and value.is_integer():
+            # JSON does not tell 1.0 from 1, and nor does JSON Schema.
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(name, "an integer")
         if not at_least <= value <= at_most:

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, cast
 
-from .fields import Fields
+from .dead import Death
+from .fields import Fields, to_iso
+
+__all__ = [
+    "BrokerStats",
+    "HeaderValue",
+    "MessageInfo",
+    "MessagePage",
+    "Receipt",
+    "State",
+    "TopicInfo",
+    "check_headers",
+    "to_iso",
+]
 
 HeaderValue = str | int | float | bool | None
 State = Literal["open", "sealed"]
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
-
-
-def to_iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds, ending in ``Z``."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class MessageInfo:
         original_bytes, wire_bytes: size of the unencoded values, and of the whole body, where declared.
         digest: SHA-256 of the frame preludes in hex; None while open.
         created, sealed: when the upload began, and when it was acknowledged.
+        dead: why it is a dead letter; None for every other message.
     """
 
     id: str
@@ -60,6 +69,7 @@ class MessageInfo:
     digest: str | None
     created: datetime
     sealed: datetime | None
+    dead: Death | None = None
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
@@ -80,6 +90,7 @@ class MessageInfo:
             "digest": self.digest,
             "created": to_iso(self.created),
             "sealed": None if self.sealed is None else to_iso(self.sealed),
+            "dead": None if self.dead is None else self.dead.to_json(),
         }
 
     @classmethod
@@ -103,6 +114,7 @@ class MessageInfo:
             digest=got.text_or_none("digest"),
             created=got.moment("created"),
             sealed=got.moment_or_none("sealed"),
+            dead=None if got.document.get("dead") is None else Death.from_json(got.mapping("dead")),
         )
 
 
@@ -213,3 +225,6 @@ class BrokerStats:
     received_bytes_total: int = 0
     deliveries_total: int = 0
     acks_total: int = 0
+    parked_uploads: int = 0
+    disk_free: int = 0
+    disk_size: int = 0

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.stores.file import FileStore
@@ -23,8 +24,12 @@ async def running_broker(
 ) -> AsyncGenerator[str]:
     """Run a broker in this event loop, with its data in the directory ``data``; yields its URL.
 
-    The address is always a free port of 127.0.0.1, whatever ``settings`` say.
+    Tokens are asked for if ``data`` holds some (`tensorbus.bus.access.TokenFile`). The address
+    is always a free port of 127.0.0.1, whatever ``settings`` say.
     """
     where = replace(settings or ServerSettings(), host="127.0.0.1", port=0)
-    async with Broker(FileStore(data), broker_settings) as broker, Server(broker, where) as server:
+    async with (
+        Broker(FileStore(data), broker_settings) as broker,
+        Server(broker, where, TokenFile(data)) as server,
+    ):
         yield server.url

@@ -110,6 +110,21 @@ def overlap(one: str, other: str) -> bool:
     return len(left) == len(right)
 
 
+def intersection(one: str, other: str) -> str | None:
+    """The filter of exactly those topics that both valid filters select; None if there is none."""
+    left, right = one.split("."), other.split(".")
+    both: list[str] = []
+    for ours, theirs in zip(left, right, strict=False):
+        if ours == ">":
+            return ".".join([*both, *right[len(both) :]])
+        if theirs == ">":
+            return ".".join([*both, *left[len(both) :]])
+        if "*" not in (ours, theirs) and ours != theirs:
+            return None
+        both.append(theirs if ours == "*" else ours)
+    return ".".join(both) if len(left) == len(right) else None
+
+
 def check_consumer_name(name: str) -> str:
     """Return ``name`` if it is 1 to 64 characters of ``A-Z a-z 0-9 _ -``, else raise InvalidName."""
     if not _CONSUMER.fullmatch(name):

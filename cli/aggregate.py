@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .broker_options import broker_options
+from .broker_options import broker_options, tls_settings
 from .round_view import RoundLines, RoundView
 
 if TYPE_CHECKING:
@@ -110,8 +110,9 @@ def command(
         down=Pipeline.parse(down, keep).to_json(),
         up=Pipeline.parse(up, keep).to_json(),
     )
+    client = Client(url, token, bases=[base] if base else [], tls=tls_settings())
     with RoundLines() if as_json else RoundView(job) as view:
-        stopped = asyncio.run(_run(Client(url, token, bases=[base] if base else []), spec, init, state, view))
+        stopped = asyncio.run(_run(client, spec, init, state, view))
     if stopped:
         click.echo("tensorbus: stopped; start it again to go on where it was", err=True)
         raise click.exceptions.Abort

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from tensorbus.bus.client import Client
+    from tensorbus.bus.client import Client, TlsSettings
 
 T = TypeVar("T")
 
@@ -19,7 +19,18 @@ PATIENCE = 5.0
 
 
 def broker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``."""
+    """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``, and those of `tls_settings`."""
+    for name, text in reversed(_TLS):
+        command = click.option(
+            f"--tls-{name}",
+            envvar=f"TENSORBUS_TLS_{name.upper()}",
+            show_envvar=True,
+            expose_value=False,
+            callback=_remember,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help=text,
+        )(command)
     command = click.option(
         "--token",
         envvar="TENSORBUS_TOKEN",
@@ -34,6 +45,26 @@ def broker_options(command: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         help="Address of the broker.",
     )(command)
+
+
+_TLS = (
+    ("ca", "Authorities (PEM) that an https broker's certificate is checked by.  [default: the system's]"),
+    ("cert", "The client's own certificate (PEM), for a broker that asks for one."),
+    ("key", "Its private key (PEM), if it is not in the same file."),
+)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    context.meta[f"tensorbus.{parameter.name}"] = value
+
+
+def tls_settings() -> TlsSettings | None:
+    """What ``--tls-ca``, ``--tls-cert`` and ``--tls-key`` of the running command say; None for nothing."""
+    from tensorbus.bus.client import TlsSettings
+
+    meta = click.get_current_context().meta
+    ca, cert, key = (meta.get(f"tensorbus.tls_{name}") for name, _ in _TLS)
+    return TlsSettings(ca, cert, key) if ca or cert or key else None
 
 
 def base_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,10 +89,11 @@ def with_client(
     from .loops import run
 
     keep_large_buffers()
+    tls = tls_settings()
 
     async def talk() -> T:
         settings = ClientSettings(retry_for=PATIENCE)
-        async with Client(url, token=token, settings=settings, bases=bases) as bus:
+        async with Client(url, token=token, settings=settings, bases=bases, tls=tls) as bus:
             return await work(bus)
 
     return run(talk())

@@ -17,7 +17,11 @@ COMMANDS = {
     "fetch": "Fetch a message into a file.",
     "subscribe": "Print messages as they arrive.",
     "topics": "List topics.",
+    "dead": "List, replay and remove what could not be dealt with.",
+    "policies": "Say how long messages are kept.",
     "inspect": "Show a message and its manifest.",
+    "token": "Make, list and revoke access tokens.",
+    "scrub": "Verify everything that is stored.",
     "doctor": "Say what is installed and in use here, and what is broken.",
     "demo": "Run a whole federation of a small language model on this machine.",
 }

@@ -7,18 +7,27 @@ import json
 import logging
 import os
 import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
 
 from tensorbus import __version__
+from tensorbus.bus.access import TokenFile
+from tensorbus.bus.access.audit import AuditFile, audit_to
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.server.logs import configure_logs
 from tensorbus.bus.stores.file import FileStore
+from tensorbus.bus.stores.syncing import Sync
+from tensorbus.errors import TensorbusError
 
+from .access_options import Access, access_options
 from .allocator import keep_large_buffers
+from .descriptors import connections_within_limit, raise_descriptor_limit
 from .loops import run
+from .sync_type import SyncType
 
 MIB = 1 << 20
 log = logging.getLogger("tensorbus.serve")
@@ -29,8 +38,9 @@ Try it:
   curl -d 'hello' http://127.0.0.1:8080/v1/topics/demo.greetings/messages
   curl http://127.0.0.1:8080/v1/messages
 
-Stop it with Ctrl-C or SIGTERM: uploads in progress get a few seconds to finish. Whatever was acknowledged is
-on disk and is there again at the next start.
+Stop it with Ctrl-C or SIGTERM: it takes nothing new, and what is under way gets a few seconds to finish
+(--shutdown-timeout; a second Ctrl-C cuts it). Whatever was acknowledged, and what came of resumable uploads,
+is on disk and is there again at the next start.
 """
 
 
@@ -46,19 +56,20 @@ on disk and is there again at the next start.
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory that keeps the messages; made if it is missing.",
 )
-@click.option(
-    "--allow-remote",
-    is_flag=True,
-    envvar="TENSORBUS_ALLOW_REMOTE",
-    help="Allow an address that other machines can reach. The broker asks nobody for a password. "
-    "Also: TENSORBUS_ALLOW_REMOTE=1.",
-)
+@access_options
 @click.option(
     "--idle-timeout",
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0.1),
     help="Seconds without a single byte after which a transfer is ended. Slow ones are never cut off.",
+)
+@click.option(
+    "--shutdown-timeout",
+    default=ServerSettings().shutdown_timeout,
+    show_default=True,
+    type=click.FloatRange(min=0.0),
+    help="Seconds that transfers which cannot be resumed get to end when the broker is told to stop.",
 )
 @click.option(
     "--max-message",
@@ -74,6 +85,14 @@ on disk and is there again at the next start.
     type=click.IntRange(min=1),
     help="Messages that may be published at the same time.",
 )
+@click.option(
+    "--sync",
+    default="always",
+    show_default=True,
+    type=SyncType(),
+    help="When what is acknowledged is on the disk: always by then; after so many SECONDS at the latest; or "
+    "never before the system thinks of it. A power cut may cost what is not, a crash of the broker nothing.",
+)
 @click.option("--log-json", is_flag=True, help="Log one JSON object a line (to standard error).")
 @click.option("--verbose", is_flag=True, help="Log health checks and details too.")
 @click.option(
@@ -83,39 +102,123 @@ def command(
     host: str,
     port: int,
     data: Path,
-    allow_remote: bool,
+    access: Access,
     idle_timeout: float,
+    shutdown_timeout: float,
     max_message: int,
     max_uploads: int,
+    sync: Sync,
     log_json: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
     """Run the broker: keep messages in a directory and serve them over HTTP.
 
-    The API is described at /openapi.json; /healthz, /readyz and /metrics are for whoever watches it.
+    The API is described at /docs and at /openapi.json; /healthz, /readyz and /metrics are for whoever
+    watches it.
 
     Exit code 0 after a stop, 1 if it cannot start: the port is taken, the directory is in use by another
     broker, or was written by a newer version.
     """
     keep_large_buffers()
+    raise_descriptor_limit()
     configure_logs(as_json=log_json, verbose=verbose)
-    settings = ServerSettings(host=host, port=port, allow_remote=allow_remote, idle_timeout=idle_timeout)
-    limits = BrokerSettings(max_message_bytes=max_message * MIB, max_open_messages=max_uploads)
-    run(serve(data, limits, settings, as_json=as_json))
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        allow_remote=access.allow_remote,
+        tls=access.tls,
+        max_connections=connections_within_limit(access.max_connections),
+        idle_timeout=idle_timeout,
+        shutdown_timeout=shutdown_timeout,
+    )
+    limits = BrokerSettings(max_message_bytes=max_message * MIB, max_open_messages=max_uploads, sync=sync)
+    with audit_to(access.audit_log) as audit:
+        run(serve(data, limits, settings, audit, as_json=as_json))
 
 
-async def serve(data: Path, limits: BrokerSettings, settings: ServerSettings, *, as_json: bool) -> None:
-    """Serve until SIGTERM or SIGINT. Raises PortInUse, StoreInUse, StoreVersion, StorageError."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Broker(FileStore(data), limits) as broker, Server(broker, settings) as server:
+async def serve(
+    data: Path,
+    limits: BrokerSettings,
+    settings: ServerSettings,
+    audit: AuditFile | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP renews certificates and the audit log's file.
+
+    Raises PortInUse, StoreInUse, StoreVersion, StorageError, InvalidCertificate.
+    """
+    broker = Broker(FileStore(data), limits)
+    server = Server(broker, settings, TokenFile(data))
+    stop = stop_on_signals(server)
+    async with broker, server, hangups(server, audit):
         announce(server.url, data, as_json=as_json)
-        if not settings.is_loopback:
-            log.warning("other machines can reach this broker, and it asks nobody for a password")
+        say_who_may_come(server, settings, data)
         await stop.wait()
         log.info("stopping")
+    log.info("stopped")
+
+
+def stop_on_signals(server: Server) -> asyncio.Event:
+    """What the first SIGTERM or SIGINT sets; after the second no transfer is waited for; the third kills."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def heard() -> None:
+        if not asked.is_set():
+            asked.set()
+            return
+        log.warning("told to stop once more: what is under way is cut")
+        server.hurry()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, heard)
+    return asked
+
+
+@asynccontextmanager
+async def hangups(server: Server, audit: AuditFile | None) -> AsyncGenerator[None]:
+    """On SIGHUP read the files of TLS again, and go on in a new file of the audit log."""
+    loop = asyncio.get_running_loop()
+    hung_up = asyncio.Event()
+
+    async def renew() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            try:
+                if audit is not None:
+                    audit.reopen()
+                await server.reload()
+            except TensorbusError as error:
+                log.error("%s; the broker goes on with what it has", error)
+
+    renewing = asyncio.create_task(renew())
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        renewing.cancel()
+
+
+def say_who_may_come(server: Server, settings: ServerSettings, data: Path) -> None:
+    """What whoever starts a broker should know about who can reach it, and how to change it."""
+    make_one = f"make one with `tensorbus token create NAME --admin '>' --data {data}`"
+    if server.asks_for_tokens:
+        if settings.tls is None and not settings.is_loopback:
+            log.warning("without TLS, tokens and models can be read on their way; see --tls-cert")
+    elif settings.is_loopback:
+        log.info(
+            "there are no tokens: whoever is on this machine may do everything, nobody else gets in; %s",
+            make_one,
+        )
+    else:
+        log.warning("other machines can reach this broker, and it asks nobody for a token; %s", make_one)
 
 
 def announce(url: str, data: Path, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .broker_options import base_option, broker_options, with_client
+from .consumer_options import ConsumerOptions, consumer_options
 from .output import print_json, size
 from .transfer_bar import TransferBar
 
@@ -22,13 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--consumer", metavar="NAME", help="A durable position under this name, which other workers may share."
 )
-@click.option(
-    "--start",
-    type=click.Choice(["all", "new"]),
-    default="all",
-    show_default=True,
-    help="Whether a new consumer begins with what is stored.",
-)
+@consumer_options
 @click.option("--follow", is_flag=True, help="Take messages while they are still being published.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option(
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
 def command(
     filter_: str,
     consumer: str | None,
-    start: str,
+    options: ConsumerOptions,
     follow: bool,
     count: int | None,
     save_dir: Path | None,
@@ -65,7 +60,14 @@ def command(
     async def work(bus: Client) -> None:
         taken = 0
         async with bus.subscribe(
-            filter_, consumer=consumer, follow=follow, start="new" if start == "new" else "all"
+            filter_,
+            consumer=consumer,
+            follow=follow,
+            start=options.start,
+            ack_wait=options.ack_wait,
+            backoff=options.backoff,
+            max_deliver=options.max_deliver,
+            dead_letter=options.dead_letter,
         ) as deliveries:
             async for delivery in deliveries:
                 path = await _take(delivery, save_dir)

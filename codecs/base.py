@@ -53,6 +53,9 @@ class Quantizer(ABC):
     exact: ClassVar[bool] = False
     """Whether every value comes back bit for bit."""
 
+    clips: ClassVar[bool] = False
+    """Whether values may be clipped to the codec's range, and `Encoded.clipped` be more than 0."""
+
     primary: ClassVar[str | None] = None
     """The parameter that a text may give without its name: ``bits`` makes ``lloyd:2`` of ``lloyd:bits=2``."""
 

@@ -8,9 +8,11 @@ its sender gives it back. Values that are sent as they are and lie in memory in 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.devices import buffer_maker
@@ -25,7 +27,8 @@ from .frames import FRAME_BYTES, Kind, encode_frame
 from .headers import Envelope, HeaderValue
 from .limits import DEFAULT_LIMITS
 from .packing import pack, pack_array
-from .plans import plan_items
+from .plans import MadeSlice, SliceJob, plan_items
+from .resumption import Resumption
 from .sources import Source
 from .specs import to_entry
 from .tally import Tally
@@ -72,6 +75,7 @@ class ContainerEncoder:
         original_bytes: size of the values as they are, those that share storage counted once.
         wire_bytes: exact size of the message; None if a codec's output size depends on the values.
         clipped: number of values clipped so far, by item; complete after the last frame.
+        encoded: slices encoded so far, over all calls of ``frames``.
         digest: of the message, in hex, as its receipt has it; None before the last frame is made.
         new_buffer: makes a buffer of so many bytes that suits the items: pinned memory if one lies on a GPU.
 
@@ -90,7 +94,13 @@ class ContainerEncoder:
         context: CodecContext = NO_CONTEXT,
     ) -> None:
         resolved = pipeline.resolved(context)
+        self._source = source
         self._context = context
+        self._frame_bytes = frame_bytes
+        self._clips = resolved.quantizer.clips
+        self._counted = 0
+        self._clipped: list[tuple[int, str, int]] = []
+        self.encoded = 0
         self._plans = plan_items(source, resolved, frame_bytes, context)
         self.entries = [plan.spec for plan in self._plans]
         self.original_bytes = sum(spec.nbytes for spec in self.entries if not spec.view)
@@ -109,38 +119,106 @@ class ContainerEncoder:
         self.envelope = self._sized(envelope)
         self.wire_bytes = self.envelope.wire_bytes
 
-    def frames(self, acquire: Callable[[], memoryview], threads: int = 1) -> Generator[EncodedFrame]:
+    def resumption(self) -> Resumption:
+        """To be fed with what a receiver has, and then given to ``frames``."""
+        return Resumption(self._before(), self._plans)
+
+    def fingerprint(self) -> str:
+        """Of everything that the bytes of the message depend on, so that a later process can tell whether it
+        would send the same: envelope, manifest, and the values, or the identity of the file that they are in.
+        Reads all values that are in memory, which takes a fraction of the time that it takes to send them.
+
+        Raises:
+            StorageError: of the source.
+        """
+        found = hashlib.blake2b(digest_size=24)
+        for _, head, _ in self._before():
+            found.update(head)
+        identity = getattr(self._source, "identity", None)
+        if isinstance(identity, str):
+            found.update(identity.encode())
+        else:
+            for plan in self._plans:
+                for crc in plan.checksums():
+                    found.update(crc.to_bytes(4, "little"))
+        return found.hexdigest()
+
+    def frames(
+        self, acquire: Callable[[], memoryview], threads: int = 1, there: Resumption | None = None
+    ) -> Generator[EncodedFrame]:
         """The frames in order; blocks while it reads and encodes, so it belongs in a worker thread.
 
         Args:
             acquire: gives a writable buffer of at least ``frame_bytes``; called for each encoded slice. With
                 several threads, it is called for up to ``threads`` more before the frame of one is given out.
             threads: that encode; see `ahead`. If there are several, close this when it is given up half-way.
+            there: what the receiver has already, used once: only the frames behind it are made. Slices in it
+                are not encoded again, unless nobody knows how many of their values were clipped: those that
+                an earlier process has sent, with a codec that clips.
 
         Raises:
             NonFiniteValues, CodecError, StorageError: naming the item.
         """
-        self.clipped = {}
-        tally = Tally()
-        opening = EncodedFrame(encode_frame(Kind.OPEN, self.envelope.to_map()))
-        tally.add_head(Kind.OPEN, opening.head)
-        yield opening
-        for frame in self._manifest:
+        there = there or self.resumption()
+        tally = there.tally
+        if not there.frames:
+            opening = EncodedFrame(self._opening())
+            tally.add_head(Kind.OPEN, opening.head)
+            yield opening
+        for frame in self._manifest[max(0, there.frames - 1) :]:
             tally.add_head(Kind.MANIFEST, frame.head, len(frame.payload))
             yield frame
-        jobs = (job for plan in self._plans for job in plan.jobs(acquire))
-        with closing(in_order(jobs, threads)) as slices:
+        self._count_clipped(there.slices)
+        with closing(in_order(self._jobs(there.slices, None, acquire), threads)) as slices:
             for made in slices:
-                name = made.spec.name
-                if made.clipped:
-                    self.clipped[name] = self.clipped.get(name, 0) + made.clipped
+                self._note(made)
                 tally.add_head(Kind.SLICE, made.head, len(made.payload))
-                yield EncodedFrame(made.head, made.payload, made.buffer, name, made.original_bytes)
+                yield EncodedFrame(made.head, made.payload, made.buffer, made.spec.name, made.original_bytes)
         if self._context.residuals is not None:
             # Before the frame that completes the message: from then on it may be stored and acknowledged.
             self._context.residuals.seal()
         self.digest = tally.digest().hex()
         yield EncodedFrame(tally.close(len(self.entries), self.original_bytes, sum(self.clipped.values())))
+
+    def _before(self) -> list[tuple[Kind, bytes, int]]:
+        """Kind, head and payload bytes of the frames before the slices."""
+        manifest = [(Kind.MANIFEST, frame.head, len(frame.payload)) for frame in self._manifest]
+        return [(Kind.OPEN, self._opening(), 0), *manifest]
+
+    def _opening(self) -> bytes:
+        return encode_frame(Kind.OPEN, self.envelope.to_map())
+
+    def _jobs(self, first: int, end: int | None, acquire: Callable[[], memoryview]) -> Iterator[SliceJob]:
+        """The work of the slices from number ``first`` to ``end``."""
+        number = 0
+        for plan in self._plans:
+            count = len(plan.bounds())
+            if number + count > first:
+                skipped = max(0, first - number)
+                room = None if end is None else max(0, end - number - skipped)
+                yield from islice(plan.jobs(acquire, skipped), room)
+            number += count
+
+    def _note(self, made: MadeSlice) -> None:
+        self.encoded += 1
+        name = made.spec.name
+        if made.clipped:
+            self._clipped.append((self._counted, name, made.clipped))
+            self.clipped[name] = self.clipped.get(name, 0) + made.clipped
+        self._counted += 1
+
+    def _count_clipped(self, slices: int) -> None:
+        """Bring ``clipped`` to what it is behind the first ``slices`` slices."""
+        self._clipped = [entry for entry in self._clipped if entry[0] < slices]
+        self.clipped = {}
+        for _, name, count in self._clipped:
+            self.clipped[name] = self.clipped.get(name, 0) + count
+        if self._counted < slices and self._clips:
+            buffer = self.new_buffer(self._frame_bytes)
+            with closing(in_order(self._jobs(self._counted, slices, lambda: buffer), 1)) as unknown:
+                for made in unknown:
+                    self._note(made)
+        self._counted = slices
 
     def _sized(self, envelope: Envelope) -> Envelope:
         """``envelope`` with the size of the message, of which it is itself a part."""

@@ -73,6 +73,11 @@ class SafetensorsSource:
         return SAFETENSORS
 
     @property
+    def identity(self) -> str:
+        """Another one when the file is replaced or written to."""
+        return self._file.identity
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """``__metadata__`` of the file, without the names of shared tensors."""
         return self._header.metadata

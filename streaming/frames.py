@@ -58,6 +58,9 @@ PRELUDE = Struct("<4sBBHIII")
 _CHECKED = 16
 """Bytes of the prelude under the checksum: all but the checksum itself."""
 
+_LARGE = 64 << 10
+"""Bytes of a payload from which a frame is worth being received by itself."""
+
 Buffer = bytes | bytearray | memoryview
 _CRC = Struct("<I")
 _NOTHING = memoryview(b"")
@@ -128,15 +131,24 @@ class FrameParser:
     Args:
         limits: what a frame may claim.
         keep_payload: False to only scan: slice payloads are verified and forgotten.
+        boundary, frames: where it begins, if ``frames`` frames of ``boundary`` bytes were verified before.
     """
 
-    def __init__(self, limits: FrameLimits = DEFAULT_LIMITS, *, keep_payload: bool = True) -> None:
+    def __init__(
+        self,
+        limits: FrameLimits = DEFAULT_LIMITS,
+        *,
+        keep_payload: bool = True,
+        boundary: int = 0,
+        frames: int = 0,
+    ) -> None:
         self._limits = limits
         self._keep_payload = keep_payload
-        self._boundary = 0
-        self._frames = 0
+        self._boundary = boundary
+        self._frames = frames
         self._failure: TensorbusError | None = None
         self._room = _NOTHING
+        self._last_payload_len = 0
         self._start_frame()
 
     @property
@@ -148,6 +160,16 @@ class FrameParser:
     def frames(self) -> int:
         """Number of frames verified."""
         return self._frames
+
+    @property
+    def missing(self) -> int:
+        """Bytes that come next for certain: the rest of a payload, or else of what is known of a head."""
+        return self._head_missing or self._payload_missing
+
+    @property
+    def large(self) -> bool:
+        """Whether the frame that is under way has a large payload, or else the one before had."""
+        return (self._payload_len or self._last_payload_len) > _LARGE
 
     def feed(self, data: Buffer) -> Iterator[Frame]:
         """Take the next bytes and yield the frames that they complete; the iterator must be exhausted.
@@ -272,6 +294,7 @@ class FrameParser:
         except FrameError as problem:
             raise FrameError(self._where(f"header: {problem}")) from None
         size = len(self._head) + self._payload_len
+        self._last_payload_len = self._payload_len
         kind = Kind(prelude[5])
         frame = Frame(kind, header, self._payload, self._payload_len, self._boundary, prelude, size)
         self._boundary += size

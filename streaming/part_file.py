@@ -25,6 +25,7 @@ class FileReader:
     Attributes:
         path: of the file.
         size: in bytes, when it was opened.
+        identity: another one when the file is replaced or written to.
 
     Raises:
         StorageError: it cannot be opened.
@@ -36,7 +37,9 @@ class FileReader:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise _failed("open", self.path, error) from error
-        self.size = os.fstat(self._file).st_size
+        found = os.fstat(self._file)
+        self.size = found.st_size
+        self.identity = f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
         self._open = True
 
     def read_into(self, out: memoryview, position: int) -> None:

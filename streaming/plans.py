@@ -18,6 +18,7 @@ from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import CodecError, InvalidName, LimitExceeded
 
+from . import checksum
 from .buffers import SliceBuffer
 from .entries import check_item_name
 from .frames import PRELUDE, Kind, encode_head
@@ -80,16 +81,23 @@ class ItemPlan:
             PRELUDE.size
             + len(slice_header(self.index, self.spec, offset, count))
             + self.codec.encoded_size(count)
-            for offset, count in self._bounds()
+            for offset, count in self.bounds()
         )
 
-    def jobs(self, acquire: Callable[[], memoryview]) -> Iterator[SliceJob]:
-        """The work that its slices are, in order; ``acquire`` gives the buffer for each that needs one."""
+    def jobs(self, acquire: Callable[[], memoryview], first: int = 0) -> Iterator[SliceJob]:
+        """The work that its slices are, in order, from number ``first`` on; ``acquire`` gives the buffer for
+        each that needs one."""
         direct = self.copied and self.item.stable
-        for offset, count in self._bounds():
+        for offset, count in self.bounds()[first:]:
             yield SliceJob(self, offset, count, None if direct else acquire())
 
-    def _bounds(self) -> list[tuple[int, int]]:
+    def checksums(self) -> Iterator[int]:
+        """CRC-32C of the values, slice by slice."""
+        for offset, count in self.bounds():
+            yield checksum.extend(0, self.item.read(offset, count).cast("B"))
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """First element and number of elements of each slice."""
         return [] if self.spec.view else slice_bounds(self.spec.count, self.elements)
 
 

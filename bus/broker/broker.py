@@ -15,29 +15,51 @@ In short::
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, ParamSpec, Self, TypeVar
 
+from tensorbus.bus import log_context
 from tensorbus.bus.clock import Clock, SystemClock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, DeliveryInfo
+from tensorbus.bus.damage import DamagePage, ScrubReport
+from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import BrokerStats, MessageInfo, MessagePage, Receipt, State, TopicInfo
+from tensorbus.bus.policies import PolicyConfig, PolicyInfo
 from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.syncing import Sync
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic, matches
 from tensorbus.errors import (
+    Conflict,
     InvalidRequest,
     MessageAborted,
     NotFound,
     StoreDamaged,
+    TensorbusError,
 )
 
-from . import frame_index
+from . import frame_index, kept_frames
 from .consumers import Consumers
+from .damaged import Damaged
+from .dead_letters import DeadLetters
 from .deliveries import Deliveries
+from .delivery_host import DeliveryHost
+from .duplicates import Duplicates
+from .frame_source import FrameSource
 from .open_message import OpenMessage, Phase
 from .open_messages import OpenMessages
-from .readers import Reader
+from .quotas import Quotas
+from .readers import Reader, ReaderHost
+from .retention import Retention
+from .scrub import Scrubber
 from .settings import BrokerSettings
+from .space import give_back
+from .sweeping import Sweeping
 from .uploads import Upload
 from .workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LARGEST_PAGE = 1000
 
@@ -53,12 +75,47 @@ class Broker:
     ) -> None:
         settings = settings or BrokerSettings()
         clock = clock or SystemClock()
+        self.measures = Measures()
+        self._clock = clock
+        store.observe_syncs(self.measures.synced)
+        self.settings = settings
         self._store = store
-        self._chunk_bytes = settings.chunk_bytes
+        self._sync: Sync = settings.sync
         self._workers = Workers(settings.io_threads)
         self._consumers = Consumers(store, settings.max_consumers, clock)
-        self._open = OpenMessages(store, settings, self._workers, clock, self._consumers)
-        self._deliveries = Deliveries(store, self._consumers, self._open.messages, self._workers, clock)
+        self._retention = Retention(store, self._consumers, self._workers, clock, settings.max_policies)
+        self._duplicates = Duplicates(store, self._retention, clock, settings.duplicate_window)
+        quotas = Quotas(store, self._retention)
+        self._open = OpenMessages(
+            store, settings, self._workers, clock, self._consumers, quotas, self.measures
+        )
+        self._damaged = Damaged(store, self._consumers, self._workers, clock, self.measures)
+        self._reader_host = ReaderHost(self._workers, settings.chunk_bytes, self._damaged.found)
+        self._scrubber = Scrubber(store, self._damaged, self._workers, clock)
+        host = DeliveryHost(
+            store,
+            self._consumers,
+            self._workers,
+            clock,
+            self.measures,
+            stored=self._retention.stored,
+            settled=self._retention.settled,
+            damaged=self._damaged.found,
+        )
+        self._dead_letters = DeadLetters(host)
+        self._deliveries = Deliveries(host, self._dead_letters, self._open.messages)
+        # What is due once in a while; each part of the broker that has something registers it here.
+        self._sweeping = Sweeping(
+            settings.sweep_interval,
+            [
+                self._dead_letters.sweep,
+                self._consumers.sweep,
+                self._open.sweep,
+                self._retention.sweep,
+                self._duplicates.prune,
+                partial(give_back, store),
+            ],
+        )
         self._running = False
 
     async def start(self) -> None:
@@ -67,18 +124,33 @@ class Broker:
         Raises:
             StoreInUse, StoreVersion, StorageError: the data directory cannot be used.
         """
-        self._consumers.load(await self._store.start())
+        self._damaged.start()
+        self._consumers.load(await self._store.start(self._sync))
+        await self._retention.load()
+        self._open.load(await self._store.uploads())
         self._running = True
+        await self._sweeping.start()
 
     async def close(self) -> None:
         """Abort what is open, end every reader and pull, and close the store. Idempotent."""
         if not self._running:
             return
         self._running = False
+        await self._sweeping.stop()
+        await self._scrubber.stop()
         self._deliveries.close()
         await self._open.close()
+        await self._retention.close()
         await self._workers.close()
         await self._store.close()
+
+    async def sweep(self) -> None:
+        """Do now what is due by the clock: remove what has grown old, forget keys, give space back.
+
+        It is done at the start and every ``BrokerSettings.sweep_interval`` seconds anyway; to do it again
+        changes nothing more.
+        """
+        await self._sweeping.sweep()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -89,8 +161,17 @@ class Broker:
 
     # --- messages ------------------------------------------------------------------------------------
 
-    async def begin(self, topic: str, key: str | None = None, size: int | None = None) -> Upload | Receipt:
+    async def begin(
+        self,
+        topic: str,
+        key: str | None = None,
+        size: int | None = None,
+        owner: str | None = None,
+        quota: int | None = None,
+    ) -> Upload | Receipt:
         """Begin a message; ``size`` is the body's length in bytes if it is known.
+
+        ``owner`` is the id of the publisher's token, and ``quota`` the bytes that it may have stored.
 
         Returns the first receipt, marked duplicate, if ``key`` was stored in this topic before. An upload
         with the same key that is still open is aborted.
@@ -100,11 +181,65 @@ class Broker:
             LimitExceeded: ``size`` is over the limit.
             BrokerBusy: too many uploads are open.
             StorageFull: there is no room for ``size`` more bytes.
+            QuotaExceeded: the owner's quota or the topic's policy leaves no room.
         """
         check_topic(topic)
         if key is not None:
             check_key(key)
-        return await self._open.begin(topic, key, size)
+        return self._begun(await self._open.begin(topic, key, size, owner, quota))
+
+    def uploads_of(self, owner: str) -> int:
+        """How many messages the holder of a token is publishing, or has begun and not ended."""
+        return sum(message.owner == owner for message in self._open.messages.values())
+
+    async def create_upload(
+        self,
+        topic: str,
+        key: str | None = None,
+        length: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        owner: str | None = None,
+        quota: int | None = None,
+    ) -> Upload | Receipt:
+        """Make a resumable upload, which outlives its connections and this process, durably.
+
+        Returns the first receipt, marked duplicate, if ``key`` was stored in this topic before. An open
+        upload of this key is returned if its owner, length and metadata are the same and the latter says
+        what the bytes are made of (``source``); any other one is aborted.
+
+        Args:
+            length: bytes of the body, None if they are not known yet.
+            owner: the id of the publisher's token.
+            quota: bytes that it may have stored.
+
+        Raises:
+            InvalidName, LimitExceeded, StorageFull, QuotaExceeded: as ``begin``.
+            BrokerBusy: too many uploads are begun and not ended.
+        """
+        check_topic(topic)
+        if key is not None:
+            check_key(key)
+        return self._begun(await self._open.create(topic, key, length, metadata or {}, owner, quota))
+
+    def _begun(self, started: Upload | Receipt) -> Upload | Receipt:
+        """Count it, and have the caller's log lines name it."""
+        if isinstance(started, Receipt):
+            self.measures.duplicates += 1
+        log_context.message_id.set(started.id)
+        return started
+
+    def upload(self, message_id: str) -> Upload | None:
+        """The resumable upload of this id, None if there is none (any more). Raises InvalidName."""
+        found = self._open.get(check_message_id(message_id))
+        return None if found is None or found.kept is None else found
+
+    async def upload_heads(self, message_id: str, start: int, end: int) -> tuple[bytes, int]:
+        """Preludes and headers of frames of an open upload from the one at ``start`` on, and where they end.
+
+        Some of them, one behind the other; none from ``end`` on, which is no more than its ``boundary``.
+        Raises StoreDamaged.
+        """
+        return await self._workers.run(kept_frames.heads, self._store, message_id, start, end)
 
     async def receipt(self, topic: str, key: str) -> Receipt:
         """The first receipt of a key, marked duplicate, also if its message has been deleted since.
@@ -127,11 +262,21 @@ class Broker:
         if (message := self._open.messages.get(message_id)) is not None:
             return message.info
         if (damage := self._store.damaged.get(message_id)) is not None:
-            raise StoreDamaged(f"{damage}; it cannot be delivered")
+            raise StoreDamaged(f"message {message_id} is damaged: {damage}; it cannot be delivered")
         info = await self._store.message(message_id)
         if info is None:
             raise NotFound(f"there is no message {message_id}")
         return info
+
+    async def topic_of(self, message_id: str) -> str:
+        """The topic of a message, also of a damaged one. Raises NotFound, InvalidName."""
+        check_message_id(message_id)
+        if (message := self._open.messages.get(message_id)) is not None:
+            return message.topic
+        info = await self._store.message(message_id)
+        if info is None:
+            raise NotFound(f"there is no message {message_id}")
+        return info.topic
 
     async def messages(
         self,
@@ -140,11 +285,12 @@ class Broker:
         after: int | None = None,
         limit: int = 100,
         order: Literal["asc", "desc"] = "asc",
+        dead: bool = False,
     ) -> MessagePage:
         """A page of messages whose topic matches the filter, by seq (open ones: by begin, all in one page).
 
         ``after`` is the seq that the listing continues behind, in its order. Damaged messages are left out.
-        Raises InvalidName, InvalidRequest (limit not 1 to 1000).
+        With ``dead``, only dead letters. Raises InvalidName, InvalidRequest (limit not 1 to 1000).
         """
         check_filter(topic)
         if not 1 <= limit <= _LARGEST_PAGE:
@@ -154,7 +300,7 @@ class Broker:
                 message.info for message in self._open.messages.values() if matches(topic, message.topic)
             ]
             return MessagePage(tuple(found if order == "asc" else found[::-1]), None)
-        found = await self._store.messages(topic, after, limit + 1, order)
+        found = await self._store.messages(topic, after, limit + 1, order, dead)
         page = found[:limit]
         whole = tuple(info for info in page if info.id not in self._store.damaged)
         return MessagePage(whole, page[-1].seq if len(found) > limit else None)
@@ -164,9 +310,11 @@ class Broker:
 
         Raises NotFound, StoreDamaged.
         """
+        if self._nothing_yet(message_id):
+            return []
         async with await self.open_reader(message_id) as reader:
             info = await self.message(message_id)
-            return await self._workers.run(frame_index.manifest, reader.fd, info.bytes, info.items)
+            return await self._indexed(info, frame_index.manifest, reader.source, info.bytes, info.items)
 
     async def item_range(self, message_id: str, name: str) -> tuple[int, int]:
         """First byte and end of the item's slice frames within the body; of a view, those of what it views.
@@ -175,12 +323,29 @@ class Broker:
             NotFound: no such message or item. An item without elements has an empty range.
             Conflict: the message is open and the item has not arrived completely.
         """
+        if self._nothing_yet(message_id):
+            raise Conflict(f"message {message_id} is open, and nothing of it has arrived yet")
         async with await self.open_reader(message_id) as reader:
             info = await self.message(message_id)
             sealed = info.state == "sealed"
-            return await self._workers.run(
-                frame_index.item_range, reader.fd, info.bytes, info.items, name, sealed
+            return await self._indexed(
+                info, frame_index.item_range, reader.source, info.bytes, info.items, name, sealed
             )
+
+    def _nothing_yet(self, message_id: str) -> bool:
+        """Whether it is open and has no whole frame: of a resumable upload that may be so for long."""
+        message = self._open.messages.get(message_id)
+        return message is not None and not message.visible
+
+    async def _indexed(
+        self, info: MessageInfo, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What is found in the heads of a message's frames; raises StoreDamaged when they make no sense."""
+        try:
+            return await self._workers.run(find, *args, **kwargs)
+        except StoreDamaged as damage:
+            await self._damaged.put_aside(info.id, str(damage))
+            raise StoreDamaged(f"message {info.id} is damaged: {damage}") from damage
 
     async def open_reader(self, message_id: str, start: int = 0, end: int | None = None) -> Reader:
         """A reader over body bytes ``start`` to ``end`` (exclusive; None is the end of the message).
@@ -195,13 +360,20 @@ class Broker:
         if not 0 <= start <= last or (size is not None and last > size):
             raise InvalidRequest(f"there is no range {start} to {end} in a message of {size} bytes")
         if message is not None:
+            if (upload := self._open.get(message_id)) is not None:
+                await upload.touch()
             await self._first_frame(message)
         try:
-            fd = await self._workers.run(self._store.open_frames, message_id, size)
-        except StoreDamaged:
+            source = FrameSource(await self._workers.run(self._store.open_frames, message_id, size))
+        except StoreDamaged as damage:
             await self._explain_missing(message_id, message)
+            await self._damaged.put_aside(message_id, str(damage))
             raise
-        return Reader(self._workers, message or info, fd, start, end, self._chunk_bytes)
+        reader = Reader(self._reader_host, message or info, source, start, end)
+        if source.body is not None and message is None and start < last:
+            # It is small, and whoever has it in memory need not ask again.
+            reader.ahead(start)
+        return reader
 
     async def _first_frame(self, message: OpenMessage) -> None:
         """Wait until an open message has a file."""
@@ -215,6 +387,42 @@ class Broker:
         if message is not None and message.phase is Phase.ABORTED:
             raise MessageAborted(message.reason)
         await self.message(message_id)
+
+    # --- damage --------------------------------------------------------------------------------------
+
+    async def damaged(self, after: int = 0, limit: int = 100) -> DamagePage:
+        """Messages that are not delivered because their frames are damaged, by seq, behind ``after``.
+
+        Raises InvalidRequest (limit not 1 to 1000).
+        """
+        if not 1 <= limit <= _LARGEST_PAGE:
+            raise InvalidRequest(f"a page has 1 to {_LARGEST_PAGE} messages, not {limit}")
+        return await self._damaged.page(after, limit)
+
+    def scrub(self, rate: int | None = None) -> ScrubReport:
+        """Begin to verify everything that is stored, at ``rate`` bytes per second at the most.
+
+        Raises:
+            Conflict: one is under way.
+        """
+        return self._scrubber.begin(rate)
+
+    @property
+    def scrubbed(self) -> ScrubReport:
+        """How far the scrub is, or what the last one has found."""
+        return self._scrubber.report
+
+    async def scrub_end(self) -> ScrubReport:
+        """The report of the scrub that is under way, when it is done."""
+        return await self._scrubber.end()
+
+    async def stop_scrub(self) -> ScrubReport:
+        """End the scrub that is under way, if there is one; what it has found stays."""
+        return await self._scrubber.stop()
+
+    def check_writable(self) -> None:
+        """Raise StoreReadOnly if messages can be read, but none be stored."""
+        self._store.check_writable()
 
     async def delete(self, message_id: str) -> None:
         """Remove a message and give its space back; an open one is aborted. Raises NotFound."""
@@ -235,6 +443,7 @@ class Broker:
     async def stats(self) -> BrokerStats:
         """Figures for monitoring."""
         messages, stored = await self._store.totals()
+        disk = await self._store.disk()
         return BrokerStats(
             messages=messages,
             bytes=stored,
@@ -247,38 +456,82 @@ class Broker:
             received_bytes_total=self._open.received,
             deliveries_total=self._deliveries.delivered,
             acks_total=self._deliveries.acked,
+            parked_uploads=self._open.parked,
+            disk_free=disk.free,
+            disk_size=disk.size,
         )
+
+    # --- policies ------------------------------------------------------------------------------------
+
+    async def put_policy(self, name: str, config: PolicyConfig) -> tuple[PolicyInfo, bool]:
+        """Create or change a policy, and enforce it at once; the bool is "created".
+
+        Raises:
+            InvalidName, InvalidRequest: what is wanted makes no sense.
+            LimitExceeded: there are too many policies.
+            Conflict: another policy has topics in common with it, or it is a work queue and its consumers
+                would not be one for each message.
+        """
+        return await self._retention.put(name, config)
+
+    async def policy(self, name: str) -> PolicyInfo:
+        """One policy. Raises NotFound."""
+        return await self._retention.info(name)
+
+    async def policies(self) -> list[PolicyInfo]:
+        """All policies, by name."""
+        return await self._retention.all()
+
+    async def delete_policy(self, name: str) -> None:
+        """Forget a policy: its topics keep what they hold from now on. Raises NotFound."""
+        await self._retention.delete(name)
 
     # --- consumers -----------------------------------------------------------------------------------
 
-    async def ensure_consumer(self, name: str, config: ConsumerConfig) -> tuple[ConsumerInfo, bool]:
+    async def ensure_consumer(
+        self, name: str, config: ConsumerConfig, owner: str | None = None
+    ) -> tuple[ConsumerInfo, bool]:
         """Create a durable consumer, or find it there with the same configuration; the bool is "created".
 
         Raises InvalidName, LimitExceeded (too many), Conflict (it is there with another configuration).
         """
-        return await self._consumers.ensure(name, config)
+        return await self._consumers.ensure(name, config, self._retention.check_consumer, owner)
 
     async def consumer(self, name: str) -> ConsumerInfo:
         """One consumer. Raises NotFound."""
         return await self._consumers.info(self._consumers.get(name))
 
+    def consumer_filter(self, name: str) -> str:
+        """The filter of a consumer. Raises NotFound."""
+        return self._consumers.get(name).config.filter
+
+    def consumer_owner(self, name: str) -> str | None:
+        """The id of the token that made a consumer, None if it was made without one. Raises NotFound."""
+        return self._consumers.get(name).owner
+
     async def consumers(self) -> list[ConsumerInfo]:
         """All consumers, by name."""
         return await self._consumers.all()
+
+    async def lasting_consumers(self, limit: int) -> list[ConsumerInfo]:
+        """Those that do not delete themselves, by name, at most ``limit``."""
+        return await self._consumers.lasting(limit)
 
     async def delete_consumer(self, name: str) -> None:
         """Forget a consumer and its deliveries. Raises NotFound."""
         await self._consumers.delete(name)
 
     async def pull(
-        self, name: str, limit: int = 1, wait: float = 0.0, follow: bool = False
+        self, name: str, limit: int = 1, wait: float = 0.0, follow: bool = False, inline: int = 0
     ) -> list[DeliveryInfo]:
         """Hand over the next deliveries, 1 to ``limit``, waiting up to ``wait`` seconds for the first.
 
         What is due again (nak, ack_wait) comes first, then new messages in seq order, then, with ``follow``,
-        open ones. Empty if nothing came. Raises NotFound; also when the consumer is deleted meanwhile.
+        open ones. Empty if nothing came. Frames of bodies up to ``inline`` bytes come along, as far as they
+        are kept with their rows and are half a mebibyte together; the rest is to be read.
+        Raises NotFound; also when the consumer is deleted meanwhile.
         """
-        return await self._deliveries.pull(name, limit, wait, follow)
+        return await self._deliveries.pull(name, limit, wait, follow, inline)
 
     async def ack(self, name: str, token: str) -> None:
         """Settle a delivery for good; durable when this returns.
@@ -288,16 +541,68 @@ class Broker:
             AlreadySettled: settled before, or handed to another worker.
             Conflict: the message is still open.
         """
-        await self._deliveries.ack(name, token)
+        _raise_first(await self._deliveries.ack(name, [token]))
 
-    async def nak(self, name: str, token: str, delay: float = 0.0) -> None:
-        """Give a delivery back, to be handed over again after ``delay`` seconds. Raises as ``ack``."""
-        await self._deliveries.nak(name, token, delay)
+    async def ack_all(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        """As ``ack``, of up to 256 deliveries in one transaction; what is wrong with each, if anything.
 
-    async def term(self, name: str, token: str) -> None:
-        """Refuse a delivery for good. Raises as ``ack``, but an open message may be refused."""
-        await self._deliveries.term(name, token)
+        Raises NotFound (no such consumer), InvalidRequest (too many), StorageError (none is settled).
+        """
+        return await self._deliveries.ack(name, tokens)
+
+    async def nak(self, name: str, token: str, delay: float = 0.0, unread: bool = False) -> None:
+        """Give a delivery back, to be handed over again after ``delay`` seconds. Raises as ``ack``.
+
+        If its attempts are used up it becomes a dead letter at once. ``unread`` says that nobody looked at
+        the message: the attempt does not count then.
+        """
+        _raise_first(await self._deliveries.nak(name, [token], delay, unread))
+
+    async def nak_all(
+        self, name: str, tokens: Sequence[str], delay: float = 0.0, unread: bool = False
+    ) -> list[TensorbusError | None]:
+        """As ``nak``, of many deliveries; returns and raises as ``ack_all``."""
+        return await self._deliveries.nak(name, tokens, delay, unread)
+
+    async def term(self, name: str, token: str, reason: str = "") -> None:
+        """Refuse a delivery for good: its message becomes a dead letter, in one transaction with that.
+
+        Raises as ``ack``; but an open message may be refused, and leaves no letter.
+        """
+        await self._deliveries.term(name, token, reason)
 
     async def in_progress(self, name: str, token: str) -> None:
-        """Start ``ack_wait`` anew for a delivery. Raises NotFound, AlreadySettled."""
-        await self._deliveries.in_progress(name, token)
+        """Start the wait for a delivery's settlement anew. Raises NotFound, AlreadySettled."""
+        _raise_first(await self._deliveries.in_progress(name, [token]))
+
+    async def in_progress_all(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        """As ``in_progress``, of many deliveries; returns and raises as ``ack_all``."""
+        return await self._deliveries.in_progress(name, tokens)
+
+    # --- dead letters --------------------------------------------------------------------------------
+
+    async def dead_letters(self, topic: str = ">", after: int | None = None, limit: int = 100) -> MessagePage:
+        """A page of the dead letters whose topic matches the filter, as ``messages``, oldest first."""
+        return await self.messages(topic, after=after, limit=limit, dead=True)
+
+    async def replay(self, message_id: str, everyone: bool = False) -> MessageInfo:
+        """Make a dead letter a message of its original topic again; the letter goes, in one transaction.
+
+        The message is a new one, with the old one's frames, headers and key. Unless ``everyone`` should have
+        it again, only the consumer that could not deal with it gets it.
+
+        Raises:
+            NotFound: there is no such message; or that consumer is gone, or takes other topics now.
+            Conflict: it is no dead letter.
+        """
+        return await self._dead_letters.replay(check_message_id(message_id), everyone)
+
+    async def purge_dead_letters(self, topic: str) -> int:
+        """Remove all dead letters whose topic matches the filter; how many. Raises InvalidName."""
+        return await self._dead_letters.purge(check_filter(topic))
+
+
+def _raise_first(outcomes: Sequence[TensorbusError | None]) -> None:
+    """Raise what is wrong with the only one."""
+    if outcomes[0] is not None:
+        raise outcomes[0]

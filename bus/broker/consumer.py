@@ -34,7 +34,8 @@ class Pending:
     Attributes:
         seq: None while the message is open.
         attempt: how often it was handed over.
-        due: on the event loop's clock; when it may be handed over again.
+        returned: how many of these attempts were given back before anybody looked at the message.
+        due: on the broker's monotonic clock; when it may be handed over again.
         held: by a worker; False after a nak.
         settling: its end is being committed.
         sealing: the message is being committed together with this delivery.
@@ -45,8 +46,14 @@ class Pending:
     attempt: int
     due: float
     held: bool
+    returned: int = 0
     settling: bool = False
     sealing: bool = False
+
+    @property
+    def tries(self) -> int:
+        """The attempts that count."""
+        return self.attempt - self.returned
 
 
 class Consumer:
@@ -56,12 +63,15 @@ class Consumer:
         done_ahead: messages settled beyond the position, with their seq; None for one refused while open.
         changed: notified when a pull may find something new.
         taking: held by the pull that is choosing messages, so that no two choose the same.
+        used: when somebody last asked something of it, on the broker's monotonic clock.
+        pulls: how many pulls are waiting on it.
     """
 
     def __init__(self, stored: StoredConsumer, now: float, wall: float) -> None:
         self.name = stored.name
         self.uid = stored.uid
         self.config: ConsumerConfig = stored.config
+        self.owner = stored.owner
         self.created = stored.created
         self.position = stored.position
         self.pending: dict[str, Pending] = {}
@@ -69,14 +79,34 @@ class Consumer:
         self.changed = Wakeup()
         self.taking = asyncio.Lock()
         self.deleted = False
+        self.used = now
+        self.pulls = 0
         for delivery in stored.deliveries:
-            if not delivery.settled:
-                due = now + max(0.0, delivery.due - wall)
-                self.pending[delivery.message] = Pending(
-                    delivery.message, delivery.seq, delivery.attempt, due, held=True
-                )
-            elif delivery.seq > stored.position:
-                self.done_ahead[delivery.message] = delivery.seq
+            self.load(delivery, now, wall)
+
+    def load(self, delivery: StoredDelivery, now: float, wall: float) -> None:
+        """Take up a delivery as the store has it; one that was never handed over is due."""
+        if not delivery.settled:
+            self.pending[delivery.message] = Pending(
+                message=delivery.message,
+                seq=delivery.seq,
+                attempt=delivery.attempt,
+                due=now + max(0.0, delivery.due - wall),
+                held=delivery.attempt > 0,
+                returned=delivery.returned,
+            )
+        elif delivery.seq > self.position:
+            self.done_ahead[delivery.message] = delivery.seq
+
+    @property
+    def dead_letter(self) -> str:
+        """The topic of its dead letters."""
+        return self.config.dead_letter or f"dead.{self.name}"
+
+    def inactive(self, now: float) -> bool:
+        """Whether nobody has used it for longer than it is kept unused."""
+        threshold = self.config.inactive_threshold
+        return threshold is not None and not self.pulls and now - self.used >= threshold
 
     # --- tokens --------------------------------------------------------------------------------------
 
@@ -120,6 +150,18 @@ class Consumer:
         ready = [pending for pending in self._redeliverable(follow) if pending.due <= now]
         return sorted(ready, key=lambda pending: (pending.seq is None, pending.seq or 0))
 
+    def spent(self, now: float) -> list[Pending]:
+        """What should be handed over again now, but has used up its attempts."""
+        if self.config.max_deliver is None:
+            return []
+        waiting = self._redeliverable(follow=False)
+        return [pending for pending in waiting if pending.due <= now and self.is_spent(pending)]
+
+    def is_spent(self, pending: Pending) -> bool:
+        """Whether a delivery has used up its attempts; that of an open message has not, whatever they are."""
+        limit = self.config.max_deliver
+        return limit is not None and pending.seq is not None and pending.tries >= limit
+
     def next_due(self, follow: bool) -> float | None:
         """When something will be due again."""
         return min((pending.due for pending in self._redeliverable(follow)), default=None)
@@ -150,10 +192,17 @@ class Consumer:
             self.done_ahead[pending.message] = pending.seq
         self.changed.notify()
 
-    def give_back(self, pending: Pending, due: float) -> None:
-        """A delivery may be handed over again from ``due`` on."""
+    def hand(self, pending: Pending, now: float) -> None:
+        """A delivery is handed over (again)."""
+        pending.attempt += 1
+        pending.held = True
+        pending.due = now + self.config.wait(pending.tries)
+
+    def give_back(self, pending: Pending, due: float, unread: bool = False) -> None:
+        """A delivery may be handed over again from ``due`` on; this attempt does not count if ``unread``."""
         pending.held = False
         pending.due = due
+        pending.returned += unread
         self.changed.notify()
 
     def sealed(self, message_id: str, seq: int) -> None:
@@ -175,5 +224,10 @@ class Consumer:
     def stored(self, pending: Pending, now: float, wall: float) -> StoredDelivery:
         """The delivery as the store keeps it."""
         return StoredDelivery(
-            self.uid, pending.message, pending.seq or 0, pending.attempt, wall + pending.due - now
+            consumer=self.uid,
+            message=pending.message,
+            seq=pending.seq or 0,
+            attempt=pending.attempt,
+            due=wall + pending.due - now,
+            returned=pending.returned,
         )

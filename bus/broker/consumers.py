@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
 from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
 from tensorbus.bus.topics import check_consumer_name, matches
-from tensorbus.errors import Conflict, LimitExceeded, NotFound
+from tensorbus.errors import Conflict, InvalidRequest, LimitExceeded, NotFound
 
 from .consumer import Consumer, new_uid
 from .open_message import OpenMessage
+
+_log = logging.getLogger("tensorbus.broker")
+
+_REMEMBERED = 10_000
+"""Topics whose consumers are remembered."""
 
 
 class Consumers:
@@ -30,15 +38,21 @@ class Consumers:
         self._limit = limit
         self._clock = clock
         self._consumers: dict[str, Consumer] = {}
+        self._by_topic: dict[str, list[Consumer]] = {}
         self._changing = asyncio.Lock()
 
     def load(self, stored: Sequence[StoredConsumer]) -> None:
         """Take up consumers where they were."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         self._consumers = {consumer.name: Consumer(consumer, now, wall) for consumer in stored}
+        self._by_topic.clear()
 
     def __len__(self) -> int:
         return len(self._consumers)
+
+    def values(self) -> list[Consumer]:
+        """All of them."""
+        return list(self._consumers.values())
 
     @property
     def ack_pending(self) -> int:
@@ -54,8 +68,17 @@ class Consumers:
 
     # --- made and forgotten --------------------------------------------------------------------------
 
-    async def ensure(self, name: str, config: ConsumerConfig) -> tuple[ConsumerInfo, bool]:
-        """Create a consumer or find the same; see ``Broker.ensure_consumer``."""
+    async def ensure(
+        self,
+        name: str,
+        config: ConsumerConfig,
+        check: Callable[[str, ConsumerConfig], None],
+        owner: str | None = None,
+    ) -> tuple[ConsumerInfo, bool]:
+        """Create a consumer or find the same; see ``Broker.ensure_consumer``.
+
+        ``check`` raises if there may be no such consumer beside those that are there.
+        """
         check_consumer_name(name)
         config = ConsumerConfig.from_json(config.to_json())
         async with self._changing:
@@ -64,21 +87,48 @@ class Consumers:
                 return await self.info(there), False
             if len(self._consumers) >= self._limit:
                 raise LimitExceeded(f"there are {self._limit} consumers, the broker's limit; delete one")
+            check(name, config)
             wall = self._clock.wall()
+            if isinstance(config.start, datetime) and config.start.timestamp() > wall:
+                raise InvalidRequest(
+                    f'consumer {name!r}: start lies in the future; "new" starts with what comes from now on'
+                )
             created = datetime.fromtimestamp(wall, UTC)
-            stored = await self._store.add_consumer(StoredConsumer(name, new_uid(), config, 0, created))
+            new = StoredConsumer(name, new_uid(), config, 0, created, owner=owner)
+            stored = await self._store.add_consumer(new)
             consumer = Consumer(stored, self._clock.monotonic(), wall)
             self._consumers[name] = consumer
+            self._by_topic.clear()
             return await self.info(consumer), True
 
     async def delete(self, name: str) -> None:
         """Forget a consumer; pulls that wait on it end with NotFound. Raises NotFound."""
         async with self._changing:
-            consumer = self.get(name)
-            await self._store.delete_consumer(consumer.uid)
-            del self._consumers[name]
-            consumer.deleted = True
-            consumer.changed.notify()
+            await self._delete(self.get(name))
+
+    async def _delete(self, consumer: Consumer) -> None:
+        await self._store.delete_consumer(consumer.uid)
+        del self._consumers[consumer.name]
+        self._by_topic.clear()
+        consumer.deleted = True
+        consumer.changed.notify()
+
+    @asynccontextmanager
+    async def unchanging(self) -> AsyncGenerator[list[Consumer]]:
+        """All consumers; none is made or deleted within the block."""
+        async with self._changing:
+            yield self.values()
+
+    async def sweep(self) -> None:
+        """Forget consumers that nobody uses any more, and wake the pulls of those that have something due."""
+        async with self._changing:
+            for consumer in self.values():
+                now = self._clock.monotonic()
+                if consumer.inactive(now):
+                    await self._delete(consumer)
+                    _log.info("consumer %s was not used for its threshold and is deleted", consumer.name)
+                elif consumer.pulls and consumer.due(now, follow=True):
+                    consumer.changed.notify()
 
     # --- described -----------------------------------------------------------------------------------
 
@@ -101,12 +151,21 @@ class Consumers:
         """Every consumer, by name."""
         return [await self.info(consumer) for _, consumer in sorted(self._consumers.items())]
 
+    async def lasting(self, limit: int) -> list[ConsumerInfo]:
+        """The first ``limit`` by name of those that do not delete themselves: figures' labels have bounds."""
+        named = sorted(self._consumers.items())
+        lasting = [consumer for _, consumer in named if consumer.config.inactive_threshold is None]
+        return [await self.info(consumer) for consumer in lasting[:limit]]
+
     # --- told ----------------------------------------------------------------------------------------
 
     def followers(self, message: OpenMessage) -> list[StoredDelivery]:
         """Deliveries of a message about to be sealed; they do not change until its outcome is told."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         found: list[StoredDelivery] = []
+        # The caller's next step puts the message into the store's queue; a pull that is behind it there gets
+        # the message in the same transaction, and so one flush of the disk earlier.
+        asyncio.get_running_loop().call_soon(self.arrived, message.topic)
         for consumer in self._consumers.values():
             if (pending := consumer.pending.get(message.id)) is not None:
                 pending.sealing = True
@@ -117,9 +176,23 @@ class Consumers:
 
     def opened(self, message: OpenMessage) -> None:
         """An open message may be followed now."""
-        for consumer in self._consumers.values():
-            if matches(consumer.config.filter, message.topic):
+        self.arrived(message.topic)
+
+    def arrived(self, topic: str) -> None:
+        """There may be something new in a topic."""
+        for consumer in self._interested(topic):
+            if consumer.pulls:
                 consumer.changed.notify()
+
+    def _interested(self, topic: str) -> list[Consumer]:
+        """Consumers whose filter matches; remembered, since there may be thousands that do not."""
+        found = self._by_topic.get(topic)
+        if found is None:
+            found = [each for each in self._consumers.values() if matches(each.config.filter, topic)]
+            if len(self._by_topic) >= _REMEMBERED:
+                self._by_topic.clear()
+            self._by_topic[topic] = found
+        return found
 
     def sealed(self, message: OpenMessage, seq: int) -> None:
         """A message is in the log."""
@@ -131,6 +204,23 @@ class Consumers:
         """A message was deleted or aborted."""
         for consumer in self._consumers.values():
             consumer.dropped(message_id)
+
+    def restored(self, waiting: Sequence[StoredDelivery]) -> None:
+        """A damaged message is whole again: what was waiting for that is due at once."""
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        consumers = {consumer.uid: consumer for consumer in self._consumers.values()}
+        for delivery in waiting:
+            if (consumer := consumers.get(delivery.consumer)) is not None:
+                consumer.load(replace(delivery, due=wall), now, wall)
+        self.wake_all()
+
+    def all_dropped(self, message_ids: Iterable[str]) -> None:
+        """As ``dropped``, of many messages at once."""
+        gone = set(message_ids)
+        for consumer in self._consumers.values():
+            if consumer.pending or consumer.done_ahead:
+                for message_id in gone & (consumer.pending.keys() | consumer.done_ahead.keys()):
+                    consumer.dropped(message_id)
 
     def wake_all(self) -> None:
         """The broker closes: pulls shall not wait any more."""

@@ -3,30 +3,38 @@
 Every change of who has what is committed before anyone outside hears of it: a delivery before it is handed
 over (so that its attempt is counted whatever happens), a settlement before it is confirmed. Only deliveries
 of open messages are kept in memory; they are committed in the transaction that seals the message.
+
+A pull is one transaction: the store finds the messages and notes them. It stands in one queue with what lists
+messages, and is put there as soon as a message it may want is; so under load a message is listed and handed
+over by the same flush of the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from tensorbus.bus.clock import Clock
-from tensorbus.bus.consumers import MAX_ACK_WAIT, DeliveryInfo
+from tensorbus.bus.consumers import MAX_ACK_WAIT, MAX_INLINE, DeliveryInfo
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.stores.base import Store
-from tensorbus.bus.topics import matches
-from tensorbus.errors import Conflict, InvalidRequest, NotFound
+from tensorbus.bus.stores.base import HandedOver, HandOver, StoredMessage
+from tensorbus.bus.topics import is_literal, matches
+from tensorbus.errors import Conflict, InvalidRequest, NotFound, StoreDamaged, TensorbusError
 
 from .consumer import Consumer, Pending
-from .consumers import Consumers
+from .dead_letters import DeadLetters
+from .delivery_host import DeliveryHost
+from .frame_source import FrameSource
 from .open_message import OpenMessage, Phase
-from .workers import Workers
-
-_Chosen = list[tuple[Pending, MessageInfo]]
+from .verification import Verification, check_size
 
 MAX_PULL = 256
-"""Deliveries in one pull."""
+"""Deliveries in one pull, and tokens in one settlement."""
+MAX_REASON = 1000
+"""Characters of why a worker refuses a message."""
+
+_WINDOW = 2000
+"""Messages of a log that one transaction looks through for a filter with wildcards; see `_take_new`."""
 
 
 class Deliveries:
@@ -37,18 +45,14 @@ class Deliveries:
     """
 
     def __init__(
-        self,
-        store: Store,
-        consumers: Consumers,
-        open_messages: Mapping[str, OpenMessage],
-        workers: Workers,
-        clock: Clock,
+        self, host: DeliveryHost, dead_letters: DeadLetters, open_messages: Mapping[str, OpenMessage]
     ) -> None:
-        self._store = store
-        self._consumers = consumers
+        self._host = host
+        self._store = host.store
+        self._consumers = host.consumers
+        self._now = host.clock.monotonic
+        self._dead_letters = dead_letters
         self._open = open_messages
-        self._workers = workers
-        self._clock = clock
         self._closing = False
         self.delivered = 0
         self.acked = 0
@@ -60,27 +64,39 @@ class Deliveries:
 
     # --- handing over --------------------------------------------------------------------------------
 
-    async def pull(self, name: str, limit: int, wait: float, follow: bool) -> list[DeliveryInfo]:
+    async def pull(self, name: str, limit: int, wait: float, follow: bool, inline: int) -> list[DeliveryInfo]:
         """See ``Broker.pull``."""
         if not 1 <= limit <= MAX_PULL:
             raise InvalidRequest(f"a pull takes 1 to {MAX_PULL} deliveries, not {limit}")
+        if not 0 <= inline <= MAX_INLINE:
+            raise InvalidRequest(f"bodies of up to {MAX_INLINE} bytes may come inline, not {inline}")
         consumer = self._consumers.get(name)
-        now = self._clock.monotonic
-        deadline = now() + wait
+        consumer.pulls += 1
+        try:
+            return await self._pull(consumer, limit, self._now() + wait, follow, inline)
+        finally:
+            consumer.pulls -= 1
+            consumer.used = self._now()
+
+    async def _pull(
+        self, consumer: Consumer, limit: int, deadline: float, follow: bool, inline: int
+    ) -> list[DeliveryInfo]:
         while True:
             seen = consumer.changed.version
-            taken = await self._take_or_give_back(consumer, limit, follow)
-            left = deadline - now()
+            taken = await self._take_or_give_back(consumer, limit, follow, inline)
+            left = deadline - self._now()
             if taken or left <= 0 or self._closing:
                 return taken
             if consumer.deleted:
-                raise NotFound(f"consumer {name!r} was deleted")
+                raise NotFound(f"consumer {consumer.name!r} was deleted")
             due = consumer.next_due(follow)
-            await consumer.changed.wait(seen, left if due is None else max(0.0, min(left, due - now())))
+            await consumer.changed.wait(seen, left if due is None else max(0.0, min(left, due - self._now())))
 
-    async def _take_or_give_back(self, consumer: Consumer, limit: int, follow: bool) -> list[DeliveryInfo]:
+    async def _take_or_give_back(
+        self, consumer: Consumer, limit: int, follow: bool, inline: int
+    ) -> list[DeliveryInfo]:
         """What was taken for a caller who is gone meanwhile is given back at once."""
-        taking = self._workers.start(self._take(consumer, limit, follow))
+        taking = self._host.workers.start(self._take(consumer, limit, follow, inline))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -88,153 +104,250 @@ class Deliveries:
             raise
 
     def _give_back(self, consumer: Consumer, taking: asyncio.Task[list[DeliveryInfo]]) -> None:
+        """Nobody has seen these: their attempt does not count."""
         if taking.cancelled() or taking.exception() is not None:
             return
         for delivery in taking.result():
             pending = consumer.pending.get(delivery.message.id)
-            if pending is not None and pending.attempt == delivery.attempt and not pending.settling:
-                consumer.give_back(pending, due=0.0)
+            if pending is not None and consumer.token(pending) == delivery.token and not pending.settling:
+                consumer.give_back(pending, due=0.0, unread=True)
 
-    async def _take(self, consumer: Consumer, limit: int, follow: bool) -> list[DeliveryInfo]:
+    async def _take(self, consumer: Consumer, limit: int, follow: bool, inline: int) -> list[DeliveryInfo]:
         async with consumer.taking:
             if consumer.deleted:
                 return []
-            chosen = await self._again(consumer, limit, follow)
-            await self._sealed(consumer, limit, chosen)
+            await self._dead_letters.bury_spent(consumer)
+            again = self._again(consumer, limit, follow)
+            taken = await self._take_sealed(consumer, again, limit, inline)
             if follow:
-                self._followed(consumer, limit, chosen)
-            await self._commit(consumer, [pending for pending, _ in chosen])
-        self.delivered += len(chosen)
-        return [
-            DeliveryInfo(consumer.token(pending), consumer.name, pending.attempt, info)
-            for pending, info in chosen
-        ]
+                taken += self._followed(consumer, limit - len(taken))
+        self.delivered += len(taken)
+        return taken
 
-    async def _again(self, consumer: Consumer, limit: int, follow: bool) -> _Chosen:
-        """What was given back, or ran out of time."""
-        chosen: _Chosen = []
-        for pending in consumer.due(self._clock.monotonic(), follow):
-            if len(chosen) == limit:
-                break
-            info = await self._deliverable(pending)
-            # The worker who had it may have settled it or asked for more time just now.
-            now = self._clock.monotonic()
-            if consumer.pending.get(pending.message) is not pending or pending.settling or pending.due > now:
-                continue
-            if info is None:
-                consumer.dropped(pending.message)
-            elif not pending.sealing:
-                self._hand(consumer, pending)
-                chosen.append((pending, info))
+    def _again(self, consumer: Consumer, limit: int, follow: bool) -> list[Pending]:
+        """What was given back or ran out of time, and is handed over once more."""
+        now = self._now()
+        chosen = [each for each in consumer.due(now, follow) if not consumer.is_spent(each)][:limit]
+        for pending in chosen:
+            consumer.hand(pending, now)
+        self._host.measures.redelivered += len(chosen)
         return chosen
 
-    async def _deliverable(self, pending: Pending) -> MessageInfo | None:
-        if (message := self._open.get(pending.message)) is not None:
-            return message.info
-        if pending.message in self._store.damaged:
-            return None
-        return await self._store.message(pending.message)
+    async def _take_sealed(
+        self, consumer: Consumer, again: list[Pending], limit: int, inline: int
+    ) -> list[DeliveryInfo]:
+        """Hand over ``again``, and the next new messages in the log."""
+        sealed = [pending for pending in again if pending.seq is not None]
+        wanted = max(0, min(limit - len(again), consumer.room))
+        try:
+            found = await self._commit(consumer, sealed, wanted, inline)
+        except BaseException:
+            for pending in again:
+                consumer.give_back(pending, due=0.0, unread=True)
+            raise
+        taken: list[DeliveryInfo] = []
+        for pending, message in zip(sealed, found.again, strict=True):
+            if message is None:
+                consumer.dropped(pending.message)
+            elif consumer.pending.get(pending.message) is pending:
+                taken += self._delivery(consumer, pending, message)
+        taken += [
+            self._open_delivery(consumer, pending) for pending in again if pending.message in self._open
+        ]
+        now, wall = self._now(), self._host.clock.wall()
+        for message in found.new:
+            info = message.info
+            pending = Pending(info.id, info.seq, 0, now, held=False)
+            consumer.pending[info.id] = pending
+            consumer.hand(pending, now)
+            taken += self._delivery(consumer, pending, message)
+            if info.sealed is not None:
+                self._host.measures.handover.observe(wall - info.sealed.timestamp())
+        consumer.advance(found.position)
+        return taken
 
-    async def _sealed(self, consumer: Consumer, limit: int, chosen: _Chosen) -> None:
-        """Add the next new messages in the log."""
-        while (wanted := min(limit - len(chosen), consumer.room)) > 0:
-            found, position = await self._store.scan(consumer.config.filter, consumer.position, wanted)
-            for info in found:
-                if not consumer.knows(info.id) and info.id not in self._store.damaged:
-                    chosen.append((self._new(consumer, info), info))
-            consumer.advance(position)
-            if len(found) < wanted:
-                break
+    async def _commit(
+        self, consumer: Consumer, again: Sequence[Pending], wanted: int, inline: int
+    ) -> HandedOver:
+        """One transaction, as a rule.
 
-    def _followed(self, consumer: Consumer, limit: int, chosen: _Chosen) -> None:
-        """Add messages that are being published."""
+        A filter with wildcards has no index, and the transaction holds up all others while it looks. So it
+        looks at a part of the log only; if there is nothing in it, a reader finds where to go on.
+        """
+        pattern = consumer.config.filter
+        window = 1 << 62 if pattern == ">" or is_literal(pattern) else _WINDOW
+        now, wall = self._now(), self._host.clock.wall()
+        rows = tuple(consumer.stored(pending, now, wall) for pending in again)
+        due = wall + consumer.config.wait(1)
+        position = consumer.position
+        while True:
+            order = HandOver(
+                consumer.uid, consumer.name, pattern, rows, position, window, wanted, due, inline
+            )
+            found = await self._store.take(order)
+            if found.new or rows or not wanted or found.position < position + window:
+                return found
+            position = await self._store.next_match(pattern, found.position) - 1
+
+    def _delivery(self, consumer: Consumer, pending: Pending, message: StoredMessage) -> list[DeliveryInfo]:
+        """The delivery; none if its frames came along and are not what was stored."""
+        info, frames = message.info, message.frames
+        if frames is not None:
+            try:
+                _verify(info, FrameSource(frames))
+            except StoreDamaged as damage:
+                self._host.damaged(info.id, str(damage))
+                return []
+        return [DeliveryInfo(consumer.token(pending), consumer.name, pending.tries, info, frames)]
+
+    def _open_delivery(self, consumer: Consumer, pending: Pending) -> DeliveryInfo:
+        info = self._open[pending.message].info
+        return DeliveryInfo(consumer.token(pending), consumer.name, pending.tries, info)
+
+    def _followed(self, consumer: Consumer, limit: int) -> list[DeliveryInfo]:
+        """Messages that are being published."""
+        taken: list[DeliveryInfo] = []
+        now = self._now()
         for message in self._open.values():
-            if len(chosen) == limit or consumer.room <= 0:
+            if len(taken) == limit or consumer.room <= 0:
                 break
             if message.phase is not Phase.OPEN or message.envelope is None or consumer.knows(message.id):
                 continue
             if matches(consumer.config.filter, message.topic):
-                info = message.info
-                chosen.append((self._new(consumer, info), info))
-
-    def _new(self, consumer: Consumer, info: MessageInfo) -> Pending:
-        pending = Pending(info.id, info.seq, 0, 0.0, held=False)
-        consumer.pending[info.id] = pending
-        self._hand(consumer, pending)
-        return pending
-
-    def _hand(self, consumer: Consumer, pending: Pending) -> None:
-        pending.attempt += 1
-        pending.held = True
-        pending.due = self._clock.monotonic() + consumer.config.ack_wait
-
-    async def _commit(self, consumer: Consumer, pendings: list[Pending]) -> None:
-        try:
-            await self._note(consumer, pendings)
-        except BaseException:
-            for pending in pendings:
-                consumer.give_back(pending, due=0.0)
-            raise
-
-    async def _note(self, consumer: Consumer, pendings: list[Pending]) -> None:
-        """Commit deliveries of sealed messages as they are now."""
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        rows = [consumer.stored(pending, now, wall) for pending in pendings if pending.seq is not None]
-        if rows:
-            await self._store.hand_over(consumer.uid, consumer.position, rows)
+                pending = Pending(message.id, None, 0, now, held=False)
+                consumer.pending[message.id] = pending
+                consumer.hand(pending, now)
+                taken.append(self._open_delivery(consumer, pending))
+        return taken
 
     # --- settling ------------------------------------------------------------------------------------
 
-    async def ack(self, name: str, token: str) -> None:
-        """See ``Broker.ack``."""
-        await self._workers.finish(self._settle(name, token, refuse=False))
-        self.acked += 1
+    async def ack(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        """See ``Broker.ack_all``."""
+        _check_count(tokens)
+        outcomes = await self._host.workers.finish(self._ack(name, tokens))
+        self.acked += outcomes.count(None)
+        return outcomes
 
-    async def term(self, name: str, token: str) -> None:
+    async def term(self, name: str, token: str, reason: str) -> None:
         """See ``Broker.term``."""
-        await self._workers.finish(self._settle(name, token, refuse=True))
+        if len(reason) > MAX_REASON:
+            raise InvalidRequest(f"a reason has up to {MAX_REASON} characters, not {len(reason)}")
+        await self._host.workers.finish(self._term(name, token, reason))
 
-    async def nak(self, name: str, token: str, delay: float) -> None:
-        """See ``Broker.nak``."""
+    async def nak(
+        self, name: str, tokens: Sequence[str], delay: float, unread: bool
+    ) -> list[TensorbusError | None]:
+        """See ``Broker.nak_all``."""
+        _check_count(tokens)
         if not 0 <= delay <= MAX_ACK_WAIT:
             raise InvalidRequest(f"the delay must be 0 to {MAX_ACK_WAIT:.0f} seconds, not {delay!r}")
-        await self._workers.finish(self._postpone(name, token, delay))
+        return await self._host.workers.finish(self._nak(name, tokens, delay, unread))
 
-    async def in_progress(self, name: str, token: str) -> None:
-        """See ``Broker.in_progress``."""
-        await self._workers.finish(self._postpone(name, token, None))
+    async def in_progress(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        """See ``Broker.in_progress_all``."""
+        _check_count(tokens)
+        return await self._host.workers.finish(self._in_progress(name, tokens))
 
-    async def _settle(self, name: str, token: str, refuse: bool) -> None:
-        consumer = self._consumers.get(name)
+    async def _ack(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        consumer = self._used(name)
+        outcomes: list[TensorbusError | None] = []
+        settling: list[Pending] = []
+        for token in tokens:
+            try:
+                pending = await self._held(consumer, token)
+                if pending.seq is None:
+                    raise Conflict(
+                        f"message {pending.message} is still being published; settle it when it is sealed"
+                    )
+            except TensorbusError as problem:
+                outcomes.append(problem)
+                continue
+            pending.settling = True
+            settling.append(pending)
+            outcomes.append(None)
+        if not settling:
+            return outcomes
+        try:
+            now, wall = self._now(), self._host.clock.wall()
+            rows = [consumer.stored(pending, now, wall) for pending in settling]
+            await self._store.settle(consumer.uid, consumer.position, rows)
+        except BaseException:
+            for pending in settling:
+                pending.settling = False
+            raise
+        for pending in settling:
+            consumer.settled(pending)
+        self._host.settled([pending.message for pending in settling])
+        return outcomes
+
+    async def _term(self, name: str, token: str, reason: str) -> None:
+        consumer = self._used(name)
         pending = await self._held(consumer, token)
         if pending.seq is None:
-            if not refuse:
-                raise Conflict(
-                    f"message {pending.message} is still being published; settle it when it is sealed"
-                )
+            # It is not stored yet, and may never be: there is nothing to make a letter of.
             consumer.settled(pending)
             return
-        pending.settling = True
-        try:
-            now, wall = self._clock.monotonic(), self._clock.wall()
-            await self._store.settle(consumer.uid, consumer.position, consumer.stored(pending, now, wall))
-        except BaseException:
-            pending.settling = False
-            raise
-        consumer.settled(pending)
+        await self._dead_letters.bury(consumer, pending, reason or "refused")
 
-    async def _postpone(self, name: str, token: str, delay: float | None) -> None:
-        """Give a delivery back for ``delay`` seconds; None leaves it to its worker for ``ack_wait`` more."""
-        consumer = self._consumers.get(name)
-        pending = await self._held(consumer, token)
-        now = self._clock.monotonic()
-        if delay is None:
-            pending.due = now + consumer.config.ack_wait
-        else:
-            pending.held = False
-            pending.due = now + delay
-        await self._note(consumer, [pending])
+    async def _nak(
+        self, name: str, tokens: Sequence[str], delay: float, unread: bool
+    ) -> list[TensorbusError | None]:
+        consumer = self._used(name)
+
+        def give_back(pending: Pending) -> None:
+            consumer.give_back(pending, self._now() + delay, unread)
+            if consumer.is_spent(pending):
+                pending.due = self._now()  # there is nothing to wait for
+
+        found, outcomes = await self._each_held(consumer, tokens, give_back)
+        await self._dead_letters.bury_spent(consumer)
+        await self._note(consumer, found)
+        return outcomes
+
+    async def _in_progress(self, name: str, tokens: Sequence[str]) -> list[TensorbusError | None]:
+        consumer = self._used(name)
+
+        def prolong(pending: Pending) -> None:
+            pending.due = self._now() + consumer.config.wait(pending.tries)
+
+        found, outcomes = await self._each_held(consumer, tokens, prolong)
+        await self._note(consumer, found)
         consumer.changed.notify()
+        return outcomes
+
+    async def _note(self, consumer: Consumer, pendings: Sequence[Pending]) -> None:
+        """Commit deliveries of sealed messages as they are now, unless they are settled already."""
+        now, wall = self._now(), self._host.clock.wall()
+        rows = [
+            consumer.stored(pending, now, wall)
+            for pending in pendings
+            if pending.seq is not None and consumer.pending.get(pending.message) is pending
+        ]
+        if rows:
+            await self._store.note(rows)
+
+    def _used(self, name: str) -> Consumer:
+        consumer = self._consumers.get(name)
+        consumer.used = self._now()
+        return consumer
+
+    async def _each_held(
+        self, consumer: Consumer, tokens: Sequence[str], change: Callable[[Pending], None]
+    ) -> tuple[list[Pending], list[TensorbusError | None]]:
+        """Change the deliveries that are still to be settled; what is wrong with each of the others."""
+        found: list[Pending] = []
+        outcomes: list[TensorbusError | None] = []
+        for token in tokens:
+            try:
+                pending = await self._held(consumer, token)
+            except TensorbusError as problem:
+                outcomes.append(problem)
+                continue
+            change(pending)
+            found.append(pending)
+            outcomes.append(None)
+        return found, outcomes
 
     async def _held(self, consumer: Consumer, token: str) -> Pending:
         """The delivery of a token; while its message is being sealed it must not change, so wait."""
@@ -244,3 +357,16 @@ class Deliveries:
             if message is None or message.phase is not Phase.SEALING:
                 return pending
             await message.end()
+
+
+def _verify(info: MessageInfo, source: FrameSource) -> None:
+    """Frames go out only as they were stored. Raises StoreDamaged."""
+    check_size(source, info.bytes)
+    check = Verification(source, info.bytes, info.digest)
+    while check.verified < info.bytes:
+        check.ahead(check.verified)
+
+
+def _check_count(tokens: Sequence[str]) -> None:
+    if not 1 <= len(tokens) <= MAX_PULL:
+        raise InvalidRequest(f"1 to {MAX_PULL} deliveries may be settled at a time, not {len(tokens)}")

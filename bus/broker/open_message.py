@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import datetime
 from enum import Enum
@@ -9,11 +10,15 @@ from enum import Enum
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.streaming.headers import Envelope
 
+from .leases import Lease
 from .wakeup import Wakeup
 
 
 class Phase(Enum):
-    """Of an upload: OPEN → SEALING → SEALED, or ABORTED from either of the first two."""
+    """Of an upload: OPEN → SEALING → SEALED, or ABORTED from either of the first two.
+
+    One that is resumable and could not be sealed is OPEN again.
+    """
 
     OPEN = "open"
     SEALING = "sealing"
@@ -22,23 +27,40 @@ class Phase(Enum):
 
 
 class OpenMessage:
-    """The present state of one upload; belongs to the event loop.
+    """The present state of one upload; belongs to the event loop, but for what threads tell each other of
+    ``visible``, so that a fast follower need not hear of every frame through the loop.
 
     Attributes:
         visible: end of the last verified frame, up to which readers may go. The close frame is not visible
             before the message is sealed: who has read it may rely on the message.
+        owner: the id of the token that publishes it, None without tokens.
+        quota: bytes that its owner may have stored, None for no limit.
+        lease: the room that was kept for it, if there are quotas.
+        boundary: end of the last verified frame, even if it is the close frame.
         frames: number of frames verified.
         envelope: what the open frame says, once it has come.
         reason: why it was aborted.
         moved: notified when any of this changes.
     """
 
-    def __init__(self, message_id: str, topic: str, key: str | None, created: datetime) -> None:
+    def __init__(
+        self,
+        message_id: str,
+        topic: str,
+        key: str | None,
+        created: datetime,
+        owner: str | None = None,
+    ) -> None:
         self.id = message_id
         self.topic = topic
         self.key = key
         self.created = created
+        self.owner = owner
+        self.quota: int | None = None
+        self.lease: Lease | None = None
         self.visible = 0
+        self._growth = threading.Condition()
+        self.boundary = 0
         self.frames = 0
         self.envelope: Envelope | None = None
         self.phase = Phase.OPEN
@@ -76,6 +98,17 @@ class OpenMessage:
             sealed=None,
         )
 
+    def grow(self, visible: int) -> None:
+        """Readers may go as far as ``visible``; from any thread. The loop hears of it otherwise."""
+        with self._growth:
+            self.visible = max(self.visible, visible)
+            self._growth.notify_all()
+
+    def grown(self, position: int, patience: float) -> bool:
+        """Wait up to ``patience`` seconds for more than up to ``position``; whether there is. Blocks."""
+        with self._growth:
+            return self._growth.wait_for(lambda: self.visible > position, patience)
+
     def seal(self, info: MessageInfo, seq: int) -> None:
         """It is on stable storage; ``info`` is the whole but for the seq."""
         self._sealed = replace(info, seq=seq)
@@ -88,6 +121,11 @@ class OpenMessage:
         self.reason = reason
         self.phase = Phase.ABORTED
         self.moved.notify()
+
+    async def decided(self) -> None:
+        """Wait until it is not being sealed any more."""
+        while self.phase is Phase.SEALING:
+            await self.moved.wait(self.moved.version)
 
     async def end(self) -> None:
         """Wait until it is sealed or aborted."""

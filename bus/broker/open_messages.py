@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from uuid import uuid4
 
 from tensorbus.bus.clock import Clock
+from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import Receipt
-from tensorbus.bus.stores.base import Store
-from tensorbus.errors import BrokerBusy, LimitExceeded, MessageAborted
+from tensorbus.bus.stores.base import Store, StoredUpload
+from tensorbus.errors import BrokerBusy, BrokerUnavailable, Conflict, LimitExceeded
 
 from .consumers import Consumers
+from .message_ids import new_id
 from .open_message import OpenMessage, Phase
+from .quotas import Quotas
 from .settings import BrokerSettings
 from .uploads import Upload, UploadHost
 from .workers import Workers
+
+SOURCE = "source"
+"""Metadata of an upload that says what its bytes are made of: who creates it again with the same goes on."""
 
 
 class OpenMessages:
@@ -32,14 +38,23 @@ class OpenMessages:
         workers: Workers,
         clock: Clock,
         consumers: Consumers,
+        quotas: Quotas,
+        measures: Measures,
     ) -> None:
         self._store = store
+        self._measures = measures
         self._settings = settings
         self._workers = workers
         self._clock = clock
         self._consumers = consumers
-        self._host = UploadHost(store, settings, workers, clock, self._changed, consumers.followers)
+        self._quotas = quotas
+        self._host = UploadHost(
+            store, settings, workers, clock, self._changed, consumers.followers, self._parked, quotas.terms
+        )
         self._uploads: dict[str, Upload] = {}
+        self._keys: dict[tuple[str, str], Upload] = {}
+        self._warm: dict[str, Upload] = {}
+        self._resumable = 0
         self._closing = False
         self._received = 0
         self.messages: dict[str, OpenMessage] = {}
@@ -51,58 +66,158 @@ class OpenMessages:
         """Bytes that came in since the start."""
         return self._received + sum(upload.received for upload in self._uploads.values())
 
+    @property
+    def parked(self) -> int:
+        """Resumable uploads to which nobody is writing."""
+        return sum(not upload.written for upload in self._uploads.values())
+
+    @property
+    def uploads(self) -> Mapping[str, Upload]:
+        """The uploads by message id."""
+        return self._uploads
+
+    def load(self, stored: Sequence[StoredUpload]) -> None:
+        """Take up the uploads that an earlier process has left; their files are read when they are wanted."""
+        for row in stored:
+            message = OpenMessage(row.id, row.topic, row.key, row.created, row.owner)
+            self._add(Upload(message, self._host, None, row, fresh=False))
+
     def get(self, message_id: str) -> Upload | None:
         """The upload of a message, if there is one."""
         return self._uploads.get(message_id)
 
-    async def begin(self, topic: str, key: str | None, size: int | None) -> Upload | Receipt:
+    async def begin(
+        self, topic: str, key: str | None, size: int | None, owner: str | None, quota: int | None
+    ) -> Upload | Receipt:
         """See ``Broker.begin``; the names have been checked."""
-        limit = self._settings.max_message_bytes
-        if size is not None and size > limit:
-            raise LimitExceeded(f"a body of {size} bytes is over the {limit} that this broker accepts")
-        await self._workers.run(self._store.check_room, size or 0)
-        if key is not None and (stored := await self._clear(topic, key)) is not None:
+        await self._check_size(size)
+        accounts = await self._quotas.prepare(topic, owner, quota, size)
+        if key is not None and (stored := await self._clear(topic, key, owner)) is not None:
             return stored
         # From here on no await: two uploads that begin at once must not both find their key free.
-        if self._closing:
-            raise MessageAborted("the broker shuts down; try again later")
-        if len(self._uploads) >= self._settings.max_open_messages:
-            raise BrokerBusy(f"{len(self._uploads)} messages are being published, the limit; try later")
-        message = OpenMessage(uuid4().hex, topic, key, datetime.fromtimestamp(self._clock.wall(), UTC))
-        upload = Upload(message, self._host)
-        self.messages[message.id] = message
-        self._uploads[message.id] = upload
+        self._check_open()
+        running, limit = self._host.running, self._settings.max_open_messages
+        if running.uploads >= limit:
+            raise BrokerBusy(f"{running.uploads} messages are being published, the limit; try later")
+        message = self._message(topic, key, owner)
+        message.quota, message.lease = quota, self._quotas.lease(accounts, size)
+        running.uploads += 1
+        return self._add(Upload(message, self._host, size))
+
+    async def create(
+        self,
+        topic: str,
+        key: str | None,
+        length: int | None,
+        metadata: Mapping[str, str],
+        owner: str | None,
+        quota: int | None,
+    ) -> Upload | Receipt:
+        """See ``Broker.create_upload``; the names have been checked."""
+        await self._check_size(length)
+        accounts = await self._quotas.prepare(topic, owner, quota, length)
+        row = StoredUpload("", topic, key, length, metadata, owner, self._now(), self._expiry())
+        if key is not None:
+            found = self._keys.get((topic, key))
+            if found is not None and found.message.phase is Phase.OPEN and _same(found.kept, row):
+                return found
+            if (stored := await self._clear(topic, key, owner)) is not None:
+                return stored
+        self._check_open()
+        limit = self._settings.max_uploads
+        if self._resumable >= limit:
+            raise BrokerBusy(f"{self._resumable} uploads are begun and not ended, the limit; try later")
+        message = self._message(topic, key, owner)
+        message.quota, message.lease = quota, self._quotas.lease(accounts, length)
+        row = StoredUpload(message.id, topic, key, length, metadata, owner, message.created, row.expires)
+        upload = self._add(Upload(message, self._host, None, row))
+        try:
+            await self._workers.finish(self._store.add_upload(row))
+        except BaseException as problem:
+            self._workers.start(upload.abort(f"it could not be noted: {problem}"))
+            raise
         return upload
 
     async def receipt(self, topic: str, key: str) -> Receipt | None:
-        """The receipt of a key; an upload of this key that is under way is waited for, whatever its end."""
-        while (upload := self._with_key(topic, key)) is not None:
-            await upload.message.end()
+        """The receipt of a key; an upload of this key that somebody writes is waited for, whatever its end.
+
+        One that is parked is not: nobody knows whether it will ever go on.
+        """
+        while (upload := self._keys.get((topic, key))) is not None and upload.written:
+            await upload.message.moved.wait(upload.message.moved.version)
         return await self._store.receipt(topic, key)
 
+    async def sweep(self) -> None:
+        """Remove what has expired, and let go of what parked uploads would need to go on at once."""
+        now = self._clock.wall()
+        for upload in list(self._uploads.values()):
+            if upload.kept is not None and not upload.written and upload.kept.expires <= now:
+                await upload.abort("nobody went on with it in time")
+        for upload in list(self._warm.values()):
+            upload.cool()
+        self._warm.clear()
+
     async def close(self) -> None:
-        """Abort all."""
+        """Abort what only one request can bring, and leave what can be resumed to the next process."""
         self._closing = True
         for upload in list(self._uploads.values()):
-            await upload.abort("the broker shuts down")
+            await upload.shut()
 
-    async def _clear(self, topic: str, key: str) -> Receipt | None:
-        """The receipt of a key that is stored; else no upload has this key when this returns."""
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.wall(), UTC)
+
+    def _expiry(self) -> float:
+        return self._clock.wall() + self._settings.upload_expiry
+
+    def _message(self, topic: str, key: str | None, owner: str | None) -> OpenMessage:
+        return OpenMessage(new_id(self._clock.wall()), topic, key, self._now(), owner)
+
+    def _add(self, upload: Upload) -> Upload:
+        self.messages[upload.id] = upload.message
+        self._uploads[upload.id] = upload
+        self._resumable += upload.kept is not None
+        if upload.key is not None:
+            self._keys[upload.topic, upload.key] = upload
+        return upload
+
+    async def _check_size(self, size: int | None) -> None:
+        limit = self._settings.max_message_bytes
+        if size is not None and size > limit:
+            raise LimitExceeded(f"a body of {size} bytes is over the {limit} that this broker accepts")
+        if size is not None and size <= self._settings.inline_bytes:
+            self._store.check_room(size)  # sooner done than handed to a thread
+        else:
+            await self._workers.run(self._store.check_room, size or 0)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise BrokerUnavailable("the broker shuts down; try again when it is back")
+
+    async def _clear(self, topic: str, key: str, owner: str | None) -> Receipt | None:
+        """The receipt of a key that is stored; else no upload has this key when this returns.
+
+        Raises Conflict if somebody else's upload has it.
+        """
         while True:
             stored = await self._store.receipt(topic, key)
-            upload = self._with_key(topic, key)
+            upload = self._keys.get((topic, key))
             if stored is not None or upload is None:
                 return stored
             if upload.message.phase is Phase.SEALING:
-                await upload.message.end()
+                await upload.message.decided()
+            elif upload.message.owner != owner:
+                raise Conflict(f"another publisher is sending a message to {topic} under this key")
             else:
                 await upload.abort("a second upload of its idempotency key took its place")
 
-    def _with_key(self, topic: str, key: str) -> Upload | None:
-        for upload in self._uploads.values():
-            if upload.key == key and upload.topic == topic:
-                return upload
-        return None
+    def _parked(self, upload: Upload) -> None:
+        """An upload has no writer any more: it is kept at hand while there are few of them."""
+        self._warm.pop(upload.id, None)
+        self._warm[upload.id] = upload
+        while len(self._warm) > self._settings.warm_uploads:
+            self._warm.pop(next(iter(self._warm))).cool()
 
     def _changed(self, message: OpenMessage) -> None:
         """An upload tells that its envelope is known, or its end."""
@@ -110,10 +225,31 @@ class OpenMessages:
             self._consumers.opened(message)
             return
         del self.messages[message.id]
-        self._received += self._uploads.pop(message.id).received
+        self._warm.pop(message.id, None)
+        upload = self._uploads.pop(message.id)
+        if message.key is not None and self._keys.get((message.topic, message.key)) is upload:
+            del self._keys[message.topic, message.key]
+        if upload.kept is None:
+            self._host.running.uploads -= 1
+        else:
+            self._resumable -= 1
+        self._received += upload.received
+        self._quotas.ended(message)
         if message.phase is Phase.ABORTED:
             self.aborted += 1
             self._consumers.dropped(message.id)
         else:
             self.sealed += 1
+            self._measures.frames_in += message.info.frames
+            self._measures.seal.observe(self._clock.wall() - message.created.timestamp())
             self._consumers.sealed(message, message.info.seq or 0)
+
+
+def _same(kept: StoredUpload | None, wanted: StoredUpload) -> bool:
+    """Whether what is to be created is there, begun by the same owner from the same source."""
+    return (
+        kept is not None
+        and SOURCE in wanted.metadata
+        and (kept.length, kept.owner, dict(kept.metadata))
+        == (wanted.length, wanted.owner, dict(wanted.metadata))
+    )

@@ -1,44 +1,52 @@
 """A message on its way in.
 
-Strategy. ``write`` only puts chunks into a batch. While there is a batch, one worker thread at a time takes
-all of it, checks the frames in it, and appends it to the file; meanwhile the next batch gathers. So a slow
-upload is verified and visible at once, a fast one moves in large steps, and either holds two batches at most:
-when the second is full, ``write`` waits. When all uploads together gather too much, each waits for its own
-bytes, so that the broker's memory does not grow with their number.
-
-While the bytes arrive, the file is synced in steps by another thread, one step at a time, so that the
-acknowledgement in the end waits for the last few megabytes only.
+Two kinds. What comes in one request is given up when that request ends. A resumable upload outlives its
+connections, and the broker: it has a row in the store, one writer at a time, and is parked in between, when
+nothing of it is in memory but this object. Its file says how far it is: after a crash up to the last frame in
+it that is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self
 
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.messages import MessageInfo, Receipt
-from tensorbus.bus.stores.base import FrameFile, Part, Store, StoredDelivery
-from tensorbus.errors import LimitExceeded, MessageAborted, TensorbusError
-from tensorbus.streaming.frames import FrameParser, Kind
-from tensorbus.streaming.sequence import MessageChecker
+from tensorbus.bus.stores.base import NO_TERMS, Part, Store, StoredDelivery, StoredUpload, Terms
+from tensorbus.errors import (
+    BrokerBusy,
+    BrokerUnavailable,
+    ChunkMismatch,
+    Conflict,
+    MessageAborted,
+    QuotaExceeded,
+    StorageError,
+    StorageFull,
+    TensorbusError,
+)
+from tensorbus.streaming.headers import Totals
 
+from .inflow import Digest, Inflow, Running
+from .intake import Intake
 from .open_message import OpenMessage, Phase
 from .settings import BrokerSettings
-from .wakeup import Wakeup
+from .turns import Turns
 from .workers import Workers
 
-_CHUNK_OVERHEAD = 100
-"""Bytes that a chunk costs beside its content, so that a batch of tiny chunks stays small as well."""
+_log = logging.getLogger("tensorbus.broker")
+
+_NOTED_EARLIER = 1 / 24
+"""Part of its life by which the end of an upload is put off before that is noted in the store."""
 
 
-@dataclass(slots=True)
-class Gathered:
-    """Bytes of all uploads that are not in the store yet."""
-
-    bytes: int = 0
+def _no_terms(_message: OpenMessage) -> Terms:
+    return NO_TERMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,9 @@ class UploadHost:
     Attributes:
         changed: called when the message's envelope is known, when it was sealed and when it was aborted.
         followers: the deliveries of a message that were handed out while it was open.
-        gathered: shared by all uploads.
+        parked: called when an upload has no writer any more, but what it needs to go on at once.
+        terms: on which a message may be listed.
+        running: shared by all uploads.
     """
 
     store: Store
@@ -57,33 +67,50 @@ class UploadHost:
     clock: Clock
     changed: Callable[[OpenMessage], None]
     followers: Callable[[OpenMessage], Sequence[StoredDelivery]]
-    gathered: Gathered = field(default_factory=Gathered)
+    parked: Callable[[Upload], None]
+    terms: Callable[[OpenMessage], Terms] = _no_terms
+    running: Running = field(default_factory=Running)
 
 
 class Upload:
-    """Checks every frame of one message and appends it to the store, with constant memory.
+    """Checks every frame of one message and puts it into the store, with constant memory.
 
-    Made by ``Broker.begin``, used by one task. Leaving it as a context manager unsealed aborts it.
+    Made by ``Broker.begin`` for one request, which uses it as a context manager and aborts it by leaving it
+    unsealed; or by ``Broker.create_upload``, to be written in turns.
+
+    Args:
+        size: bytes of the body, if they are known.
+        kept: the row of a resumable upload.
+        fresh: False for an upload that an earlier process has left.
     """
 
-    def __init__(self, message: OpenMessage, host: UploadHost) -> None:
+    def __init__(
+        self,
+        message: OpenMessage,
+        host: UploadHost,
+        size: int | None,
+        kept: StoredUpload | None = None,
+        *,
+        fresh: bool = True,
+    ) -> None:
         self.message = message
         self._host = host
         self._workers = host.workers
-        self._parser = FrameParser(keep_payload=False)
-        self._checker = MessageChecker()
-        self._file: FrameFile | None = None
-        self._close_at: int | None = None
+        self._row = kept
+        self._noted = 0.0 if kept is None else kept.expires
+        self._turns = Turns()
+        self._at_work = asyncio.Lock()  # on the intake, other than to write
+        self._fresh = fresh
+        self._offset = 0 if fresh else None
+        self._intake: Intake | None = None
+        self._inflow: Inflow | None = None
         self._received = 0
-        self._written = 0
-        self._unsynced = 0
-        self._batch: list[Part] = []
-        self._batch_cost = 0
-        self._progress = Wakeup()
-        self._drain_task: asyncio.Task[None] | None = None
-        self._sync_task: asyncio.Task[None] | None = None
-        self._cleanup_task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
+        self._sealing: asyncio.Task[Receipt] | None = None
+        self._cleanup_task: asyncio.Task[None] | None = None
+        if kept is None:
+            self._intake = self._new_intake(size)
+            self._inflow = self._new_inflow(self._intake)
 
     @property
     def id(self) -> str:
@@ -107,19 +134,53 @@ class Upload:
 
     @property
     def received(self) -> int:
-        """Bytes taken by ``write`` so far."""
-        return self._received
+        """Bytes that were brought so far, in this process, whatever became of them."""
+        return self._received + (self._inflow.received if self._inflow else 0)
 
     @property
     def aborted(self) -> bool:
         """Whether the upload was given up: by ``abort``, an error, its deletion, or another of its key."""
         return self._failure is not None
 
+    @property
+    def kept(self) -> StoredUpload | None:
+        """The row of a resumable upload."""
+        return self._row
+
+    @property
+    def offset(self) -> int | None:
+        """Bytes that are kept of a resumable upload; None after a restart, before ``touch``."""
+        if self._intake is not None:
+            return self._intake.size - self._intake.held
+        return self._offset
+
+    @property
+    def boundary(self) -> int:
+        """End of the last verified frame."""
+        return self.message.boundary
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last frame has come, and all that is left to do is to seal the message."""
+        return self._intake is not None and self._intake.complete
+
+    @property
+    def written(self) -> bool:
+        """Whether somebody writes to it, or is about to."""
+        return self._row is None or self._turns.taken
+
+    def check_alive(self) -> None:
+        """Raise why it was given up, if it was."""
+        self._check()
+
+    # --- what the writer does ------------------------------------------------------------------------
+
     async def write(self, chunk: Part) -> None:
         """Take the next bytes of the body, cut anywhere; waits while the store is behind (backpressure).
 
         ``bytes`` are kept until they are written. A bytearray or memoryview (of single bytes) may be reused
-        as soon as this returns. An error belongs to these or to earlier bytes; the upload is then aborted.
+        as soon as this returns, but not if it is cancelled. An error belongs to these or to earlier bytes; an
+        upload of one request is then aborted.
 
         Raises:
             FrameError (and its kinds), InvalidName, InvalidRequest, LimitExceeded: it is no valid message.
@@ -127,29 +188,49 @@ class Upload:
             MessageAborted: the upload was replaced or deleted meanwhile.
         """
         self._check()
-        if not chunk:
-            return
-        limit = self._host.settings.max_message_bytes
-        if self._received + len(chunk) > limit:
-            self._fail(LimitExceeded(f"the body is longer than the {limit} bytes that this broker accepts"))
-            self._check()
-        self._received += len(chunk)
-        end = self._received
-        self._host.gathered.bytes += len(chunk)
-        self._batch.append(chunk)
-        self._batch_cost += len(chunk) + _CHUNK_OVERHEAD
-        if self._drain_task is None or self._drain_task.done():
-            self._drain_task = self._workers.start(self._drain())
-        try:
-            if isinstance(chunk, bytes) and self._host.gathered.bytes <= self._host.settings.gather_bytes:
-                await self._until(lambda: self._batch_cost < self._host.settings.batch_bytes)
-            else:
-                await self._until(lambda: self._written >= end)
-        except asyncio.CancelledError:
-            # The caller may now reuse a buffer that a thread still reads.
-            self._fail(MessageAborted(f"message {self.id}: its publisher stopped in the midst of a write"))
-            raise
+        await self._writer().write(chunk)
+
+    def take(self, view: memoryview) -> None:
+        """As ``write``, in the calling thread, which blocks: `Inflow.take`."""
         self._check()
+        self._writer().take(view)
+
+    async def pace(self) -> None:
+        """To be awaited after ``take``: waits while the disk is behind. Raises as ``write``."""
+        self._check()
+        await self._writer().pace()
+
+    async def flush(self) -> None:
+        """Wait until all that was written is verified and kept, so that ``offset`` counts it."""
+        self._check()
+        await self._writer().flush()
+
+    def hold(self, digest: Digest) -> None:
+        """What is written from now on counts only if ``verify`` says so."""
+        self._writer().digest = digest
+
+    async def verify(self, expected: bytes) -> None:
+        """Compare what was written since ``hold`` with its checksum, and only then look at it.
+
+        Raises:
+            ChunkMismatch: it is another; all of it was dropped.
+            and as ``write``.
+        """
+        inflow = self._writer()
+        await self.flush()
+        digest, inflow.digest = inflow.digest, None
+        assert digest is not None
+        good = digest.digest() == expected
+        async with self._at_work:
+            self._check()
+            try:
+                await self._workers.run(inflow.intake.release if good else inflow.intake.recover)
+            except Exception as problem:
+                inflow.fail(problem)
+                raise
+        if not good:
+            raise ChunkMismatch("the chunk does not match its Upload-Checksum and was dropped; send it again")
+        self._show()
 
     async def seal(self) -> Receipt:
         """The body is complete: acknowledged when this returns.
@@ -158,7 +239,8 @@ class Upload:
         meanwhile, this is that one's receipt, marked duplicate.
         Raises as ``write``, and TruncatedFrames.
         """
-        return await self._workers.finish(self._seal())
+        self._sealing = self._workers.start(self._seal())
+        return await asyncio.shield(self._sealing)
 
     async def abort(self, reason: str) -> None:
         """Give the message up; followers get MessageAborted. Does nothing once it is being sealed."""
@@ -173,114 +255,286 @@ class Upload:
     async def __aexit__(self, *_: object) -> None:
         await self.abort("its publisher stopped before the end of the message")
 
+    # --- a resumable upload --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def turn(self, give_way: Callable[[], None]) -> AsyncGenerator[None]:
+        """Be its writer as long as the block runs; then it is parked. See `Turns.turn`.
+
+        Inside, the message may be found sealed by the writer before. Behind the block, all that was written
+        and is good is kept.
+
+        Raises:
+            Conflict: a newer writer takes the turn.
+            BrokerBusy: too many uploads have a writer.
+            MessageAborted: it was given up. StorageError: what is kept of it cannot be read.
+        """
+        try:
+            async with self._turns.turn(give_way):
+                self._check()
+                async with self._counted():
+                    await self.touch()
+                    self._check()
+                    if not self.message.ended:
+                        self._inflow = self._new_inflow(self._intake)
+                    try:
+                        yield
+                    finally:
+                        await self._workers.finish(self._park())
+        finally:
+            # Who waits for its end looks whether there still is a writer.
+            self.message.moved.notify()
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncGenerator[None]:
+        """Among those that have a writer, as long as the block runs. Raises BrokerBusy."""
+        running, limit = self._host.running, self._host.settings.max_open_messages
+        if running.uploads >= limit:
+            raise BrokerBusy(f"{running.uploads} messages are being published, the limit; try later")
+        running.uploads += 1
+        try:
+            yield
+        finally:
+            running.uploads -= 1
+
+    async def touch(self) -> None:
+        """Find out how far it is, if a restart or a pause has left that to be read from its file."""
+        async with self._at_work:
+            if self._intake is not None or self.message.ended:
+                return
+            if self._fresh and self._row is not None:
+                self._intake = self._new_intake(self._row.length)
+                self._fresh = False
+            else:
+                limit = self._host.settings.max_message_bytes
+                self._intake = await self._workers.run(
+                    Intake.reopened, self._host.store, self.id, limit, self._offset
+                )
+                self._offset = self._intake.size
+            if self.message.ended:
+                self._intake.close()
+                return
+            self._show()
+        if not self.written:
+            self._host.parked(self)
+
+    def cool(self) -> None:
+        """Let go of what a parked upload would need to go on at once: it can be read again."""
+        if self.written or self._at_work.locked() or self.message.phase is not Phase.OPEN:
+            return
+        if self._intake is not None:
+            self._offset = self._intake.size
+            self._intake.close()
+            self._intake = None
+
+    async def set_length(self, length: int) -> None:
+        """Say for good how long a body is whose length was deferred."""
+        row = self._row
+        assert row is not None
+        if row.length is None:
+            self._row = replace(row, length=length)
+            await self._host.store.touch_upload(self.id, row.expires, length)
+
+    async def shut(self) -> None:
+        """The broker closes: nothing more is written, what is kept stays."""
+        if self._row is None:
+            await self.abort("the broker shuts down")
+            return
+        if self.message.phase is Phase.OPEN:
+            self._failure = BrokerUnavailable(
+                f"the broker shuts down; go on with upload {self.id} when it is back"
+            )
+            if self._inflow is not None:
+                self._inflow.fail(self._failure)
+            self._turns.interrupt()
+        with suppress(Conflict):
+            async with self._turns.turn(lambda: None):
+                pass
+        async with self._at_work:
+            if self._intake is not None:
+                self._intake.close()
+
+    async def _park(self) -> None:
+        await self._seal_complete()
+        inflow, self._inflow = self._inflow, None
+        if inflow is None:
+            return
+        self._received += inflow.received
+        await inflow.quiet()
+        if isinstance(inflow.failure, StorageError) and not isinstance(inflow.failure, StorageFull):
+            # What the disk did not take once cannot be trusted to be there later.
+            self._fail(inflow.failure)
+        async with self._at_work:
+            if self.message.ended or self._intake is None:
+                return
+            try:
+                await self._workers.run(_tidy, self._intake, inflow.failure is not None)
+                self._show()
+                self._offset = self._intake.size
+            except TensorbusError as problem:
+                _log.warning("upload %s: %s; it will be verified before it goes on", self.id, problem)
+                self._intake.close()
+                self._intake = None
+                self._offset = None
+        await self._put_off()
+        self._host.parked(self)
+
+    async def _seal_complete(self) -> None:
+        """If all has come it is acknowledged, whether or not the writer stayed for the answer: who asks then
+        is told that all is there, and relies on it."""
+        sealing, self._sealing = self._sealing, None
+        inflow, intake = self._inflow, self._intake
+        if sealing is None and inflow is not None and intake is not None:
+            await inflow.quiet()
+            known = self._row is not None and self._row.length in (None, intake.size)
+            if intake.complete and known and inflow.failure is None and not self.message.ended:
+                sealing = self._workers.start(self._seal())
+        if sealing is not None:
+            await asyncio.wait([sealing])
+
+    async def _put_off(self) -> None:
+        """It has had a writer: it expires later."""
+        settings, row = self._host.settings, self._row
+        assert row is not None
+        expires = self._host.clock.wall() + settings.upload_expiry
+        self._row = replace(row, expires=expires)
+        if expires - self._noted >= settings.upload_expiry * _NOTED_EARLIER:
+            try:
+                await self._host.store.touch_upload(self.id, expires, row.length)
+                self._noted = expires
+            except TensorbusError as problem:
+                _log.warning("upload %s: its time could not be put off: %s", self.id, problem)
+
     # --- moving bytes --------------------------------------------------------------------------------
 
-    async def _drain(self) -> None:
-        try:
-            while self._batch and not self.aborted:
-                batch, self._batch, self._batch_cost = self._batch, [], 0
-                self._progress.notify()
-                size = sum(map(len, batch))
-                try:
-                    await self._workers.run(self._check_and_append, batch)
-                finally:
-                    self._host.gathered.bytes -= size
-                self._written += size
-                if not self.aborted:
-                    self._show()
-                    await self._sync_in_steps(size)
-                self._progress.notify()
-        except Exception as problem:  # whatever it is, it belongs to the publisher
-            self._fail(problem)
+    def _new_intake(self, size: int | None) -> Intake:
+        settings = self._host.settings
+        small = size is not None and size <= settings.inline_bytes
+        return Intake(
+            self._host.store,
+            self.id,
+            settings.max_message_bytes,
+            settings.inline_bytes if small else 0,
+        )
 
-    def _check_and_append(self, batch: Sequence[Part]) -> None:
-        """In a worker thread; the only place that touches parser, checker and file while the body arrives."""
-        for chunk in batch:
-            for frame in self._parser.feed(chunk):
-                self._checker.accept(frame)
-                if frame.kind == Kind.OPEN:
-                    self._check_promise(self._checker.envelope.wire_bytes or 0)
-                elif frame.kind == Kind.CLOSE:
-                    self._close_at = frame.offset
-        if self._file is None:
-            self._file = self._host.store.create(self.id)
-        self._file.append(batch)
+    def _new_inflow(self, intake: Intake | None) -> Inflow:
+        assert intake is not None
+        return Inflow(
+            intake,
+            self._host.settings,
+            self._workers,
+            self._host.running,
+            shown=self._grown,
+            taken=self._taken,
+            failed=self._write_failed,
+        )
 
-    def _check_promise(self, promised: int) -> None:
-        """A body that is announced too large is refused before it comes."""
-        limit = self._host.settings.max_message_bytes
-        if promised > limit:
-            raise LimitExceeded(f"the message announces {promised} bytes; this broker accepts {limit}")
-        self._host.store.check_room(promised)
+    def _writer(self) -> Inflow:
+        assert self._inflow is not None, "write to a resumable upload in a turn"
+        return self._inflow
+
+    def _taken(self) -> bool:
+        """In a thread that takes: show followers in other threads what it has taken.
+
+        Returns whether the event loop has to hear of it at once.
+        """
+        message, intake = self.message, self._intake
+        if intake is not None and intake.shown:
+            message.grow(intake.visible)
+        return message.envelope is None or message.lease is not None or message.moved.awaited
+
+    def _grown(self) -> None:
+        """More has come: there must be room for it."""
+        if self.message.lease is not None and self._inflow is not None:
+            try:
+                self.message.lease.cover(self._inflow.intake.size)
+            except QuotaExceeded as problem:
+                self._inflow.fail(problem)
+                return
+        self._show()
 
     def _show(self) -> None:
         """Let readers have what has been verified and written."""
-        message = self.message
-        message.visible = self._parser.boundary if self._close_at is None else self._close_at
-        message.frames = self._checker.frames
+        message, intake = self.message, self._intake
+        if intake is None or not intake.shown or message.ended:
+            return
+        reached = intake.reached
+        message.boundary = reached.boundary
+        message.grow(reached.visible)
+        message.frames = reached.frames
         message.moved.notify()
-        if message.envelope is None and self._checker.opened:
-            message.envelope = self._checker.envelope
+        if message.envelope is None and intake.envelope is not None:
+            message.envelope = intake.envelope
             self._host.changed(message)
 
-    async def _sync_in_steps(self, written: int) -> None:
-        self._unsynced += written
-        if self._unsynced >= self._host.settings.sync_bytes and self._file is not None:
-            await self._synced()
-            self._unsynced = 0
-            self._sync_task = self._workers.start(self._workers.sync(self._file.sync))
-
-    async def _synced(self) -> None:
-        if self._sync_task is not None:
-            await self._sync_task
-            self._sync_task = None
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not self.aborted and not condition():
-            await self._progress.wait(self._progress.version)
+    def _write_failed(self, problem: Exception) -> None:
+        if self._row is None:
+            self._fail(problem)
 
     # --- the end -------------------------------------------------------------------------------------
 
     async def _seal(self) -> Receipt:
-        await self._until(lambda: self._written == self._received)
-        if self._drain_task is not None:
-            await self._drain_task
-        self._check()
+        inflow = self._writer()
+        intake = inflow.intake
         try:
-            self._parser.finish()
-            self._checker.finish()
-            assert self._file is not None
-            await self._synced()
-            self._sync_task = self._workers.start(self._workers.sync(self._file.sync))
-            await self._synced()
+            await inflow.flush()
             self._check()
-            # From here to the outcome the deliveries of this message do not change; so no await in between.
-            self.message.phase = Phase.SEALING
-            info = self._whole()
-            receipt = await self._host.store.seal(info, self._host.followers(self.message))
+            totals = intake.finish()
+            body = intake.body()
+            if body is None:
+                await inflow.sync()
+            self._check()
         except TensorbusError as problem:
             self._fail(problem)
             await self.abort("it could not be sealed")
+            raise
+        # From here to the outcome the deliveries of this message do not change; so no await in between.
+        self.message.phase = Phase.SEALING
+        info = self._whole(intake.size, totals)
+        try:
+            receipt = await self._host.store.seal(
+                info, self._host.followers(self.message), body, self._host.terms(self.message)
+            )
+        except TensorbusError as problem:
+            await self._unsealed(inflow, problem)
             raise
         if receipt.duplicate:
             self._fail(MessageAborted(f"message {self.id} was dropped: {receipt.id} has its key"))
             await self.abort("its key is stored")
             return receipt
-        self._file.close()
+        intake.close()
+        self._received += inflow.received
+        self._inflow = self._intake = None
+        self._offset = info.bytes
         self.message.seal(info, receipt.seq)
         self._host.changed(self.message)
         return receipt
 
-    def _whole(self) -> MessageInfo:
-        totals = self._checker.totals
+    async def _unsealed(self, inflow: Inflow, problem: TensorbusError) -> None:
+        """The store refused: a resumable upload is as it was before its last frame, and can come again."""
+        if self._row is None:
+            self._fail(problem)
+            await self.abort("it could not be sealed")
+            return
+        inflow.fail(problem)
+        # Where that fails too, it is verified from its file before anybody goes on with it.
+        with suppress(TensorbusError):
+            await self._workers.run(inflow.intake.cut, inflow.intake.visible)
+        self.message.phase = Phase.OPEN
+        self.message.moved.notify()
+
+    def _whole(self, size: int, totals: Totals) -> MessageInfo:
+        envelope = self._intake.envelope if self._intake else None
+        if self.message.envelope is None:
+            self.message.envelope = envelope
         return replace(
             self.message.info,
             state="sealed",
-            bytes=self._received,
+            bytes=size,
             frames=totals.frames,
             items=totals.items,
             original_bytes=totals.original_bytes,
-            wire_bytes=self._received,
+            wire_bytes=size,
             digest=totals.digest.hex(),
             sealed=datetime.fromtimestamp(self._host.clock.wall(), UTC),
         )
@@ -290,19 +544,32 @@ class Upload:
             raise self._failure
 
     def _fail(self, problem: Exception) -> None:
-        """Give up, whatever phase this is in; the file goes as soon as no thread uses it."""
+        """Give up, whatever phase this is in; what is kept goes as soon as no thread uses it."""
         if self._failure is None:
             self._failure = problem
-            self._host.gathered.bytes -= sum(map(len, self._batch))
-            self._batch = []
             self.message.abort(str(problem))
-            self._progress.notify()
+            if self._inflow is not None:
+                self._inflow.fail(problem)
+            self._turns.interrupt()
             self._host.changed(self.message)
-            self._cleanup_task = self._workers.start(self._clean_up())
+            self._cleanup_task = self._workers.start(self._clean_up(self._inflow))
 
-    async def _clean_up(self) -> None:
-        tasks = [task for task in (self._drain_task, self._sync_task) if task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
-        if self._file is not None:
-            await self._workers.run(self._file.discard)
+    async def _clean_up(self, inflow: Inflow | None) -> None:
+        if inflow is not None:
+            await inflow.quiet()
+        async with self._at_work:
+            intake, self._intake = self._intake, None
+        if self._row is not None:
+            # The row first: a crash in between leaves a file without a row, which recovery removes.
+            if intake is not None:
+                intake.close()
+            await self._host.store.delete_upload(self.id)
+        elif intake is not None:
+            await self._workers.run(intake.discard)
+
+
+def _tidy(intake: Intake, failed: bool) -> None:
+    """In a worker thread: bring what a writer has left to where the next one can go on."""
+    if failed or intake.held:
+        intake.recover()
+    intake.spill()

@@ -15,6 +15,11 @@ class Wakeup:
         self.version = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits; any thread may ask."""
+        return bool(self._waiting)
+
     def notify(self) -> None:
         """The thing has changed."""
         self.version += 1

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -15,7 +16,10 @@ _log = logging.getLogger("tensorbus.broker")
 
 
 class Workers:
-    """Two pools, so that calls that wait for the disk do not hold up those that only move memory."""
+    """Two pools, so that calls that wait for the disk do not hold up those that only move memory.
+
+    Calls run in their caller's context, so that what they log names its request.
+    """
 
     def __init__(self, threads: int) -> None:
         self._moving = ThreadPoolExecutor(threads, thread_name_prefix="tensorbus-io")
@@ -24,11 +28,11 @@ class Workers:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a short blocking call."""
-        return await asyncio.wrap_future(self._moving.submit(call, *args, **kwargs))
+        return await asyncio.wrap_future(self._moving.submit(copy_context().run, call, *args, **kwargs))
 
     async def sync(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that waits for the disk."""
-        return await asyncio.wrap_future(self._syncing.submit(call, *args, **kwargs))
+        return await asyncio.wrap_future(self._syncing.submit(copy_context().run, call, *args, **kwargs))
 
     def start(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         """Run ``work`` as a task of its own; it is kept until it ends, and waited for by ``close``."""

@@ -8,6 +8,7 @@ from .message import Message
 from .progress import Progress
 from .publishing import Receipt
 from .subscription import Subscription
+from .tls import TlsSettings
 
 __all__ = [
     "Client",
@@ -18,4 +19,5 @@ __all__ = [
     "Progress",
     "Receipt",
     "Subscription",
+    "TlsSettings",
 ]

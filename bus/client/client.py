@@ -7,16 +7,20 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
+from tensorbus.bus import tracing
+from tensorbus.bus.access.token import TokenInfo, TokenPlan, check_token_id
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, Start
+from tensorbus.bus.damage import DamagePage, ScrubReport
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo, MessagePage, TopicInfo
 from tensorbus.bus.messages import Receipt as StoredReceipt
+from tensorbus.bus.policies import PolicyConfig, PolicyInfo, check_policy_name
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import NotFound
+from tensorbus.errors import InvalidRequest, NotFound
 from tensorbus.streaming.headers import check_headers
 from tensorbus.streaming.sources import ItemSource, Source, open_source
 
@@ -24,12 +28,16 @@ from .bases import Bases
 from .connection import ClientSettings, Connection, segment
 from .feedback import Feedback
 from .message import Message, describe
+from .outgoing import Outgoing
 from .progress import ProgressCallback, ProgressReporter
-from .publishing import Outgoing, Publication, Receipt
+from .publishing import Publication, Receipt
 from .subscription import Subscription
+from .tls import TlsSettings
 
 PAGE = 100
 """Messages asked for at a time by `Client.messages`."""
+EPHEMERAL_THRESHOLD = 300.0
+"""Seconds after which the consumer of a client that is gone is deleted."""
 
 
 class Client:
@@ -47,8 +55,14 @@ class Client:
         bases: what messages may be encoded against: paths of safetensors files, containers, which must not
             be changed from then on, or Base objects. They are opened when one is first needed.
 
+        tls: for an ``https`` URL, whom to trust and what to show; None trusts the system's authorities.
+
     Raises:
-        InvalidRequest: ``url`` is no such URL.
+        InvalidRequest: ``url`` is no such URL, or ``token`` cannot be one.
+        InvalidCertificate: the files of ``tls`` cannot be used.
+
+    Every call raises Unauthorized when the broker does not know the token (any more), Forbidden when the
+    token lacks the right, and UntrustedPeer when a certificate does not convince: at once, without a retry.
     """
 
     def __init__(
@@ -57,8 +71,9 @@ class Client:
         token: str | None = None,
         settings: ClientSettings | None = None,
         bases: Iterable[object] = (),
+        tls: TlsSettings | None = None,
     ) -> None:
-        self._connection = Connection(url, token, settings or ClientSettings())
+        self._connection = Connection(url, token, settings or ClientSettings(), tls)
         self._bases = Bases(self._connection, bases)
         self._feedback = Feedback()
 
@@ -116,7 +131,8 @@ class Client:
             codec: how numbers are encoded on the wire: None (exactly), ``"nf4"``, ``"nf4:blocksize=128"``,
                 the JSON form of a pipeline, or a Pipeline.
             keep: patterns of item names that are sent exactly, such as ``"*norm*"``.
-            headers: up to 64 names to text, number, bool or None; 16 KiB in all.
+            headers: up to 64 names to text, number, bool or None; 16 KiB in all. Within a span of
+                OpenTelemetry, ``traceparent`` and ``tracestate`` are added, see `Message.trace_context`.
             key: idempotency key, 1 to 255 visible ASCII characters. A message whose key the topic holds
                 already is not sent; the receipt is then the stored one's, marked ``duplicate``.
             progress: told of the progress after each megabyte or so.
@@ -138,7 +154,7 @@ class Client:
         check_topic(topic)
         if key is not None:
             check_key(key)
-        checked = check_headers(headers or {})
+        checked = check_headers(tracing.injected(headers or {}))
         pipeline = Pipeline.parse(codec, keep)
         source = await self._connection.in_thread(lambda: _source(container))
         outgoing = Outgoing(
@@ -188,26 +204,58 @@ class Client:
         start: Start = "all",
         ack_wait: float = 30.0,
         max_in_flight: int = 64,
+        *,
+        prefetch: int = 1,
+        backoff: Sequence[float] = (),
+        max_deliver: int | None = None,
+        dead_letter: str | None = None,
+        inactive_threshold: float | None = None,
     ) -> Subscription:
         """Deliveries of the messages whose topics match ``filter``; to be used with ``async with``.
+
+        All but ``follow`` and ``prefetch`` are settings of the consumer; for one that exists already, they
+        change nothing and have to be the same. Times are seconds.
 
         Args:
             filter: a topic in which ``*`` stands for one token and a last ``>`` for one or more.
             consumer: name of a durable consumer, which remembers what it has dealt with and may have many
-                workers; None for one that is deleted when the block is left.
+                workers; None for one that is deleted when the block is left, or when its client is gone for
+                five minutes.
             follow: also hand over messages that are still being published.
-            start: ``"all"`` from the first stored message on, ``"new"`` only those sealed from now on; for a
-                consumer that exists already, it changes nothing and has to be the same.
-            ack_wait: seconds after which a delivery that nobody holds any more is handed over again.
+            start: ``"all"`` from the first stored message on, ``"new"`` only those sealed from now on, an int
+                from the message with this seq on, a datetime from the first message sealed then or later.
+            ack_wait: after which a delivery that nobody holds any more is handed over again.
             max_in_flight: deliveries that all workers of the consumer may hold at a time.
+            prefetch: deliveries that one request may bring, for many small messages; those that wait here
+                are not handed to other workers.
+            backoff: in place of ``ack_wait``, one for each attempt; the last holds for all further ones.
+            max_deliver: attempts after which a message becomes a dead letter; None is as many as it takes.
+            dead_letter: the topic of dead letters; None is ``dead.`` and the consumer's name.
+            inactive_threshold: after which a consumer that nobody uses is deleted; None is never, but for
+                one without a name.
 
         Raises:
-            InvalidName: the filter or the consumer's name is malformed.
+            InvalidName: the filter, the dead-letter topic or the consumer's name is malformed.
+            InvalidRequest: a setting is out of its bounds.
             Conflict: (on entering) the consumer exists with other settings.
         """
         self._connection.check_open()
-        config = ConsumerConfig(check_filter(filter), start, ack_wait, max_in_flight)
-        return Subscription(self._connection, self._bases, config, consumer, follow)
+        if consumer is None and inactive_threshold is None:
+            inactive_threshold = EPHEMERAL_THRESHOLD
+        config = ConsumerConfig(
+            filter=check_filter(filter),
+            start=start,
+            ack_wait=ack_wait,
+            max_ack_pending=max_in_flight,
+            backoff=tuple(backoff),
+            max_deliver=max_deliver,
+            dead_letter=dead_letter,
+            inactive_threshold=inactive_threshold,
+        )
+        config = ConsumerConfig.from_json(config.to_json())
+        if prefetch < 1:
+            raise InvalidRequest(f"prefetch must be 1 or more, not {prefetch}")
+        return Subscription(self._connection, self._bases, config, consumer, follow, prefetch)
 
     async def fetch(self, message_id: str) -> Message:
         """The message of this id, to be read; its values are not fetched yet.
@@ -256,6 +304,57 @@ class Client:
                 return
             position = page.next
 
+    async def dead_letters(
+        self,
+        filter: str = ">",  # noqa: A002 - as in subscribe
+        *,
+        after: int = 0,
+    ) -> AsyncGenerator[MessageInfo]:
+        """Messages that consumers could not deal with, oldest first; ``info.dead`` says who, and why.
+
+        Args:
+            filter: of dead-letter topics, ``dead.`` and the consumer's name unless it has another.
+            after: only those behind this position in the broker's log; 0 for all.
+        """
+        check_filter(filter)
+        position = after
+        while True:
+            params: dict[str, str | int] = {"topic": filter, "limit": PAGE}
+            if position:
+                params["after"] = position
+            answer = await self._connection.call("GET", "/v1/dead-letters", params=params)
+            page = MessagePage.from_json(answer)
+            for info in page.messages:
+                yield info
+            if page.next is None:
+                return
+            position = page.next
+
+    async def replay(self, message_id: str, *, everyone: bool = False) -> MessageInfo:
+        """Make a dead letter a message of its original topic again; the letter is gone then.
+
+        The message is a new one, with the old one's content, headers and key. It goes to the consumer that
+        could not deal with it, or to all. Asked once: if the answer is lost, see whether the letter is there.
+
+        Raises:
+            NotFound: there is no such message; or its consumer is gone, or takes other topics now.
+            Conflict: it is no dead letter.
+        """
+        path = f"/v1/messages/{segment(check_message_id(message_id))}/replay"
+        document: dict[str, object] = {"everyone": everyone}
+        return MessageInfo.from_json(
+            await self._connection.call("POST", path, document=document, retry=False)
+        )
+
+    async def purge_dead_letters(
+        self,
+        filter: str,  # noqa: A002 - as in subscribe
+    ) -> int:
+        """Remove all dead letters on matching topics; how many. Other messages there stay."""
+        params = {"topic": check_filter(filter)}
+        answer = await self._connection.call("DELETE", "/v1/dead-letters", params=params)
+        return Fields(answer, "dead letters").integer("removed")
+
     async def delete(self, message_id: str) -> None:
         """Remove a message and give its space back; an open one is aborted. Raises as `fetch`."""
         await self._connection.call("DELETE", f"/v1/messages/{segment(check_message_id(message_id))}")
@@ -265,10 +364,59 @@ class Client:
         answer = await self._connection.call("GET", "/v1/topics")
         return [TopicInfo.from_json(entry) for entry in Fields(answer, "topics").array("topics")]
 
+    async def damaged(self, after: int = 0, limit: int = PAGE) -> DamagePage:
+        """Messages that the broker does not deliver because their frames are damaged, by seq."""
+        params = {"after": after, "limit": limit}
+        return DamagePage.from_json(await self._connection.call("GET", "/v1/damaged", params=params))
+
+    async def scrub(self, rate: int | None = None) -> ScrubReport:
+        """Have the broker verify everything that it stores, at ``rate`` bytes per second at the most.
+
+        It goes on by itself; `scrub_report` tells how far it is. Raises Conflict while one is under way.
+        """
+        answer = await self._connection.call("POST", "/v1/scrub", document={"rate": rate}, retry=False)
+        return ScrubReport.from_json(answer)
+
+    async def scrub_report(self) -> ScrubReport:
+        """How far the broker's scrub is, or what the last one has found."""
+        return ScrubReport.from_json(await self._connection.call("GET", "/v1/scrub"))
+
+    async def policies(self) -> list[PolicyInfo]:
+        """The policies of retention, and what the topics under them hold."""
+        answer = await self._connection.call("GET", "/v1/policies")
+        return [PolicyInfo.from_json(entry) for entry in Fields(answer, "policies").array("policies")]
+
+    async def set_policy(self, name: str, policy: PolicyConfig) -> PolicyInfo:
+        """Create or change a policy: how long the messages of some topics are kept. It holds at once.
+
+        Raises:
+            InvalidName, InvalidRequest: the policy makes no sense.
+            Conflict: another policy has topics in common with it; or it is a work queue, and there are
+                consumers that would share messages or leave some out.
+        """
+        path = f"/v1/policies/{segment(check_policy_name(name))}"
+        return PolicyInfo.from_json(await self._connection.call("PUT", path, document=policy.to_json()))
+
+    async def delete_policy(self, name: str) -> None:
+        """Forget a policy; what its topics hold stays.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        await self._connection.call("DELETE", f"/v1/policies/{segment(name)}")
+
     async def consumers(self) -> list[ConsumerInfo]:
         """The consumers and where they stand."""
         answer = await self._connection.call("GET", "/v1/consumers")
         return [ConsumerInfo.from_json(entry) for entry in Fields(answer, "consumers").array("consumers")]
+
+    async def consumer(self, name: str) -> ConsumerInfo:
+        """One consumer and where it stands.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        return ConsumerInfo.from_json(await self._connection.call("GET", f"/v1/consumers/{segment(name)}"))
 
     async def delete_consumer(self, name: str) -> None:
         """Forget a durable consumer.
@@ -277,6 +425,31 @@ class Client:
             NotFound: there is none of that name.
         """
         await self._connection.call("DELETE", f"/v1/consumers/{segment(name)}")
+
+    # --- tokens ------------------------------------------------------------------------------------
+
+    async def create_token(self, plan: TokenPlan) -> tuple[TokenInfo, str]:
+        """A new token for somebody, and its text, ``tb_…``, which nobody can be told again.
+
+        Needs the right admin on ``>``. Asked once, since each time makes another one.
+        """
+        answer = await self._connection.call(
+            "POST", "/v1/tokens", document=plan.to_json(), retry=False
+        )
+        return TokenInfo.from_json(answer), Fields(answer, "token").text("token")
+
+    async def tokens(self) -> list[TokenInfo]:
+        """All tokens of the broker. Needs the right admin on ``>``."""
+        answer = await self._connection.call("GET", "/v1/tokens")
+        return [TokenInfo.from_json(entry) for entry in Fields(answer, "tokens").array("tokens")]
+
+    async def revoke_token(self, token_id: str) -> None:
+        """Have a token refused from now on. Needs the right admin on ``>``.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        await self._connection.call("DELETE", f"/v1/tokens/{segment(check_token_id(token_id))}")
 
 
 def _source(container: object) -> Source:

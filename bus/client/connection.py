@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import logging
 import os
+import re
+import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +19,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from tensorbus.bus import tracing
 from tensorbus.errors import (
     BrokerUnavailable,
     ClientClosed,
@@ -22,12 +27,16 @@ from tensorbus.errors import (
     LimitExceeded,
     TensorbusError,
     TransferStalled,
+    UntrustedPeer,
 )
 from tensorbus.streaming.ahead import check_threads, default_threads
 
+from .raw_download import Answer, get
 from .refusals import refusal
 from .retry import Retry
+from .tls import TlsSettings, is_shut_out, mistrust
 
+log = logging.getLogger("tensorbus.client")
 T = TypeVar("T")
 JsonObject = dict[str, object]
 
@@ -39,6 +48,9 @@ READ_BUFFER = 1 << 20
 
 MAX_JSON_BYTES = 64 << 20
 """Largest JSON answer that is read: the manifest of the largest message, generously."""
+
+_BEARER = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}", re.ASCII)
+"""What a bearer token may look like (RFC 6750); the broker says whether it is one of its own."""
 
 TRANSIENT = (BrokerUnavailable, TransferStalled)
 """What is worth another attempt."""
@@ -75,7 +87,9 @@ class Connection:
         InvalidRequest: ``url`` is no http or https URL.
     """
 
-    def __init__(self, url: str, token: str | None, settings: ClientSettings) -> None:
+    def __init__(
+        self, url: str, token: str | None, settings: ClientSettings, tls: TlsSettings | None = None
+    ) -> None:
         try:
             base = URL(url)
         except (TypeError, ValueError):
@@ -84,14 +98,23 @@ class Connection:
             raise InvalidRequest("a broker's URL holds no user or password; give a token instead")
         if base.scheme not in ("http", "https") or not base.host:
             raise InvalidRequest(f"{url!r} is no broker URL; it should look like http://127.0.0.1:8080")
+        if tls is not None and base.scheme != "https":
+            raise InvalidRequest(f"TLS settings are of no use with {url!r}; the URL has to begin with https://")
         self.settings = settings
+        self._tls = (tls or TlsSettings()).context() if base.scheme == "https" else True
         self._base = str(base.with_query(None).with_fragment(None)).rstrip("/")
         self._headers = {"Accept-Encoding": "identity"}
         if token is not None:
+            if not _BEARER.fullmatch(token):
+                raise InvalidRequest("the token holds characters that no token has; one reads tb_…")
             self._headers["Authorization"] = f"Bearer {token}"
+            if base.scheme == "http" and not _is_here(base.host):
+                log.warning("the token goes to %s in the clear; use https", base.host)
         self._session: aiohttp.ClientSession | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._answers: set[Answer] = set()
         self._closed = False
+        self._answered = False
 
     @property
     def url(self) -> str:
@@ -117,6 +140,8 @@ class Connection:
     async def aclose(self) -> None:
         """Close every connection; calls in progress fail. May be called twice."""
         self._closed = True
+        for answer in self._answers:
+            answer.cut()
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -166,7 +191,7 @@ class Connection:
             async with self._open().request(
                 method,
                 URL(self._base + path, encoded=True),
-                headers=headers,
+                headers=tracing.current() | dict(headers or {}),
                 params=params,
                 data=data,
                 json=document,
@@ -174,15 +199,50 @@ class Connection:
                 allow_redirects=False,
                 read_bufsize=READ_BUFFER,
             ) as response:
+                self._answered = True
                 if response.status >= 300 and response.status != 304:
                     raise await refusal(response)
                 yield response
         except aiohttp.ServerTimeoutError as error:
             self.check_open()
             raise TransferStalled(f"the broker at {self._base} sent nothing for {read_timeout} s") from error
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except (aiohttp.ClientError, ConnectionError, ssl.SSLError) as error:
             self.check_open()
+            why = mistrust(error) or await self._shut_out()
+            if why is not None:
+                raise UntrustedPeer(f"{self._base} and this client do not trust each other: {why}") from error
             raise BrokerUnavailable(f"no answer from the broker at {self._base}: {_reason(error)}") from error
+
+    @asynccontextmanager
+    async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncGenerator[Answer | None]:
+        """A large answer past the HTTP library, one attempt; None where `request` has to be used.
+
+        Raises:
+            BrokerUnavailable: no connection, or it broke. TransferStalled: no answer came.
+        """
+        self.check_open()
+        url = URL(self._base + path, encoded=True)
+        if url.scheme != "http" or url.host is None or url.port is None:
+            yield None
+            return
+        fields = {"Host": url.raw_authority, "Connection": "close"} | self._headers | tracing.current()
+        settings = self.settings
+        async with get(
+            url.host,
+            url.port,
+            url.raw_path_qs,
+            fields | dict(headers),
+            connect_timeout=settings.connect_timeout,
+            idle_timeout=settings.idle_timeout,
+        ) as answer:
+            if answer is None:
+                yield None
+                return
+            self._answers.add(answer)
+            try:
+                yield answer
+            finally:
+                self._answers.discard(answer)
 
     async def call(
         self,
@@ -216,10 +276,19 @@ class Connection:
             except TRANSIENT as error:
                 await attempts.after(error)
 
+    async def _shut_out(self) -> str | None:
+        """Why a connection broke, if it is that the broker wants another certificate of this client."""
+        base = URL(self._base)
+        if self._answered or not isinstance(self._tls, ssl.SSLContext) or base.host is None:
+            return None
+        if not await is_shut_out(base.host, base.port or 443, self._tls):
+            return None
+        return "the broker refuses the client's certificate, or that it shows none"
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -243,6 +312,15 @@ async def outlast(future: asyncio.Future[T]) -> T:
 def segment(name: str) -> str:
     """``name`` as one segment of a path."""
     return quote(name, safe="")
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from tensorbus.bus.consumers import DeliveryInfo
@@ -10,8 +9,8 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import AlreadySettled
 from tensorbus.streaming.entries import Entry
 
-from .bases import Bases
-from .connection import TRANSIENT, Connection, JsonObject, segment
+from .connection import TRANSIENT, JsonObject, segment
+from .delivery_host import DeliveryHost
 from .message import Message
 from .retry import Retry
 
@@ -26,24 +25,19 @@ class Delivery(Message):
     handed to a worker again, `attempt` counting up.
 
     Attributes:
-        attempt: how many times the message has been handed over, this time included.
+        attempt: how many times the message has been handed over, this time included, but for those when it
+            was given back before anybody looked at it.
         settled: how it was settled, or None.
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        bases: Bases,
-        given: DeliveryInfo,
-        info: MessageInfo,
-        entries: tuple[Entry, ...],
-        on_settled: Callable[[str], None],
+        self, host: DeliveryHost, given: DeliveryInfo, info: MessageInfo, entries: tuple[Entry, ...]
     ) -> None:
-        super().__init__(connection, bases, info, entries)
+        super().__init__(host.connection, host.bases, info, entries, given.frames)
         self.attempt = given.attempt
         self.settled: Settlement | None = None
         self._given = given
-        self._on_settled = on_settled
+        self._host = host
 
     @property
     def consumer(self) -> str:
@@ -59,31 +53,37 @@ class Delivery(Message):
         return f"<Delivery {self.id} of {self.topic} to {self.consumer}, attempt {self.attempt}>"
 
     async def ack(self) -> None:
-        """The message has been dealt with: it is not handed over again.
+        """The message has been dealt with: it is not handed over again. Durable when this returns.
+
+        Several that are asked for at the same time go to the broker in one request.
 
         Raises:
             AlreadySettled: it was settled before, or had been handed to another worker meanwhile.
             NotFound: the delivery is not this consumer's, or the consumer is gone.
             BrokerUnavailable: the broker did not come back in time.
         """
-        await self._settle("ack", {})
+        self._check_unsettled()
+        await self._host.acks.ack(self.token)
+        self._is_settled("ack")
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Hand the message over again, after ``delay`` seconds. Raises as `ack`."""
+        """Hand the message over again, after ``delay`` seconds. Raises as `ack`.
+
+        If its attempts are used up, it becomes a dead letter instead.
+        """
         await self._settle("nak", {"delay": delay})
 
-    async def term(self) -> None:
-        """The message can never be dealt with: do not hand it over again. Raises as `ack`."""
-        await self._settle("term", {})
+    async def term(self, reason: str = "") -> None:
+        """The message can never be dealt with: do not hand it over again, but keep it as a dead letter.
+
+        ``reason``, up to 1,000 characters, is kept with it. Raises as `ack`.
+        """
+        await self._settle("term", {"reason": reason})
 
     async def in_progress(self) -> None:
         """Ask for another full ``ack_wait``; done by itself while the delivery is held. Raises as `ack`."""
         self._check_unsettled()
         await self._connection.call("POST", self._path("in_progress"), document={}, retry=False)
-
-    async def give_back(self) -> None:
-        """`nak` without insisting: one attempt, for a subscription that is being left."""
-        await self._connection.call("POST", self._path("nak"), document={"delay": 0.0}, retry=False)
 
     def _path(self, verb: str) -> str:
         return f"/v1/consumers/{segment(self.consumer)}/deliveries/{segment(self.token)}/{verb}"
@@ -93,6 +93,10 @@ class Delivery(Message):
             raise AlreadySettled(
                 f"delivery of message {self.id} to {self.consumer} was settled before: {self.settled}"
             )
+
+    def _is_settled(self, how: Settlement) -> None:
+        self.settled = how
+        self._host.settled(self.token)
 
     async def _settle(self, how: Settlement, document: JsonObject) -> None:
         self._check_unsettled()
@@ -110,5 +114,4 @@ class Delivery(Message):
                 if not answer_lost:
                     raise
                 break
-        self.settled = how
-        self._on_settled(self.token)
+        self._is_settled(how)

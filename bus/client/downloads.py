@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import TypeVar
 
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound, TensorbusError
 from tensorbus.streaming.frames import FrameParser
 
 from .connection import TRANSIENT, Connection, segment
+from .raw_download import Answer
 from .retry import Retry
+
+T = TypeVar("T")
+Take = Callable[[bytes | memoryview], None]
+
+LARGE = 4 << 20
+"""Bytes of a body from which a connection of its own is worth while."""
 
 
 class Download:
@@ -41,13 +52,30 @@ class Download:
             MessageAborted: the message was open, and its publisher gave up.
             NotFound: the message was deleted.
         """
+        async with aclosing(self._attempts(self._attempt)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def moves(self, take: Take, enough: int) -> AsyncGenerator[None]:
+        """Give what arrives to ``take``, which feeds it to `parser`, in a worker thread.
+
+        Stops in between at least when ``enough`` bytes have come. Close it with ``aclosing``. Raises as
+        `pieces`, and what ``take`` raises.
+        """
+        async with aclosing(self._attempts(partial(self._move, take, enough))) as moves:
+            async for _ in moves:
+                yield
+
+    async def _attempts(self, attempt: Callable[[int], AsyncGenerator[T]]) -> AsyncGenerator[T]:
+        """Attempt after attempt, each from where the one before left off, until the message is complete."""
         attempts = Retry(self._connection.settings.retry_for, f"download of message {self._info.id}")
         furthest = 0
         while not self.complete:
             start = self.parser.rewind()
             try:
-                async for piece in self._attempt(start):
-                    yield piece
+                async with aclosing(attempt(start)) as steps:
+                    async for step in steps:
+                        yield step
                 if not self.complete:
                     raise BrokerUnavailable(
                         f"message {self._info.id} ended after {self.parser.boundary} bytes, in its midst"
@@ -62,15 +90,46 @@ class Download:
             except (NotFound, Conflict, MessageAborted) as error:
                 raise self._given_up(error) from error
 
-    async def _attempt(self, start: int) -> AsyncGenerator[bytes]:
-        """The bytes from ``start`` on, for as long as one connection lasts."""
+    async def _move(self, take: Take, enough: int, start: int) -> AsyncGenerator[None]:
+        """As ``_attempt``, past the HTTP library where that can be and is worth it."""
+        if self._info.state == "open" or self._info.bytes - start >= LARGE:
+            async with self._connection.stream(self._path, self._conditions(start)) as answer:
+                if answer is not None:
+                    answer.to_skip = 0 if answer.status == 206 else start
+                    while not (answer.ended or self.complete):
+                        waits = await self._stay(answer, partial(answer.move, self.parser, take, enough))
+                        yield
+                        if waits:
+                            await answer.readable()
+                    return
+        async with aclosing(self._attempt(start)) as pieces:
+            async for piece in pieces:
+                await self._connection.in_thread(partial(take, piece))
+                yield
+
+    async def _stay(self, answer: Answer, move: Callable[[], bool]) -> bool:
+        work = asyncio.ensure_future(self._connection.in_thread(move))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            answer.stop()
+            await asyncio.wait([work])
+            raise
+
+    def _conditions(self, start: int) -> dict[str, str]:
+        """What the broker is to send, and of which message."""
         conditions: dict[str, str] = {}
         if start:
             conditions["Range"] = f"bytes={start}-"
         if self._info.digest is not None:
             conditions["If-Match"] = f'"{self._info.digest}"'
+        return conditions
+
+    async def _attempt(self, start: int) -> AsyncGenerator[bytes]:
+        """The bytes from ``start`` on, for as long as one connection lasts."""
+        idle = self._connection.settings.idle_timeout
         async with self._connection.request(
-            "GET", self._path, headers=conditions, read_timeout=self._connection.settings.idle_timeout
+            "GET", self._path, headers=self._conditions(start), read_timeout=idle
         ) as response:
             # A message that is still open comes from its front: what we have of it is passed over.
             to_skip = 0 if response.status == 206 else start

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from tensorbus.streaming.ahead import buffers_for
 from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerEncoder, EncodedFrame
+from tensorbus.streaming.resumption import Resumption
 
 from .progress import Progress
 
+_NOTHING = memoryview(b"")
 JOINED = 64 << 10
 """Bytes; payloads up to this size are copied and sent together, larger ones from where they lie."""
 ENOUGH = 256 << 10
@@ -24,12 +26,13 @@ ENOUGH = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next bytes of the body: ``head``, then the payload of ``frame`` if there is one.
+    """The next bytes of the body: ``head``, then ``payload``, which is that of ``frame``.
 
     ``progress`` is true once these bytes have left. ``frame`` is to be given to `Encoding.release` then.
     """
 
     head: bytearray
+    payload: memoryview
     frame: EncodedFrame | None
     progress: Progress
 
@@ -39,19 +42,34 @@ class Encoding:
 
     Args:
         threads: that encode.
+        there: what the broker has already, if it has anything.
+        skip: bytes that it has of the frame behind that.
     """
 
-    def __init__(self, encoder: ContainerEncoder, threads: int) -> None:
+    def __init__(
+        self,
+        encoder: ContainerEncoder,
+        threads: int,
+        there: Resumption | None = None,
+        skip: int = 0,
+    ) -> None:
         self._encoder = encoder
         self._pool = BufferPool(buffers_for(threads), make=encoder.new_buffer)
-        self._frames = encoder.frames(self._pool.acquire, threads)
-        self._sent = 0
-        self._original = 0
+        self._frames = encoder.frames(self._pool.acquire, threads, there)
+        self._skip = skip
+        self._sent = 0 if there is None else there.bytes
+        self._original = 0 if there is None else there.original_bytes
+        self._begins = self._sent + skip
 
     @property
     def size(self) -> int | None:
         """Bytes of the whole body, where they are known beforehand."""
         return self._encoder.wire_bytes
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that this pass makes, where they are known beforehand."""
+        return None if self.size is None else self.size - self._begins
 
     def step(self) -> Chunk | None:
         """The next chunk; None at the end.
@@ -67,12 +85,22 @@ class Encoding:
             self._original += frame.original_bytes
             item = frame.item
             if len(frame.payload) > JOINED:
-                return Chunk(head, frame, self._progress(item))
+                return self._chunk(head, frame, item)
             head += frame.payload
             self.release(frame)
             if len(head) >= ENOUGH:
                 break
-        return Chunk(head, None, self._progress(item)) if head else None
+        return self._chunk(head, None, item) if head else None
+
+    def _chunk(self, head: bytearray, frame: EncodedFrame | None, item: str | None) -> Chunk:
+        payload = _NOTHING if frame is None else frame.payload
+        if self._skip:
+            # The frame that the broker has a part of: it is made again, and only the rest of it is sent.
+            beyond = max(0, self._skip - len(head))
+            del head[: self._skip]
+            self._skip = max(0, beyond - len(payload))
+            payload = payload[beyond:]
+        return Chunk(head, payload, frame, self._progress(item))
 
     def release(self, frame: EncodedFrame) -> None:
         """The frame has left: its buffer may be used again."""

@@ -5,65 +5,92 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from dataclasses import dataclass
 
-from tensorbus.errors import Conflict, NotFound, TensorbusError
+from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.errors import TensorbusError
 
+from .acks import MAX_TOKENS, failures
+from .connection import Connection
 from .delivery import Delivery
 
 log = logging.getLogger("tensorbus.client")
 
 BEATS = 3
-"""Heartbeats within one ``ack_wait``: one may be lost without harm."""
+"""Heartbeats within the shortest wait of a consumer: one may be lost without harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """Tokens of what was held at the end: by somebody, or by nobody yet."""
+
+    read: list[str]
+    unread: list[str]
 
 
 class Heartbeat:
-    """Says ``in_progress`` for every delivery that is neither settled nor let go.
+    """Says that work is in progress on every delivery that is neither settled nor let go.
 
     Args:
-        ack_wait: the consumer's, in seconds.
+        path: of the consumer.
+        config: the consumer's.
     """
 
-    def __init__(self, ack_wait: float) -> None:
-        self._interval = ack_wait / BEATS
-        self._held: dict[str, weakref.ref[Delivery]] = {}
+    def __init__(self, connection: Connection, path: str, config: ConsumerConfig) -> None:
+        self._connection = connection
+        self._path = path
+        self._interval = min((config.ack_wait, *config.backoff)) / BEATS
+        self._held: dict[str, weakref.ref[Delivery] | None] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def hold(self, delivery: Delivery) -> None:
-        """Begin to speak for ``delivery``; it is held weakly, so letting it go is enough to end that."""
-        self._held[delivery.token] = weakref.ref(delivery)
+    def expect(self, token: str) -> None:
+        """Begin to speak for a delivery that waits for somebody to take it."""
+        self._held[token] = None
         if self._task is None:
             self._task = asyncio.create_task(self._beat(), name="tensorbus-heartbeat")
 
+    def hold(self, delivery: Delivery) -> None:
+        """``delivery`` is in somebody's hands. It is held weakly, so letting it go is enough to end that."""
+        self.expect(delivery.token)
+        self._held[delivery.token] = weakref.ref(delivery)
+
     def release(self, token: str) -> None:
-        """The delivery has been settled."""
+        """The delivery has been settled, or is of no use."""
         self._held.pop(token, None)
 
-    async def aclose(self) -> list[Delivery]:
-        """Stop; returns the deliveries that are still held, unsettled."""
+    async def aclose(self) -> Unsettled:
+        """Stop; returns what is still held, unsettled."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        held = [delivery for reference in self._held.values() if (delivery := reference()) is not None]
+        self._drop_gone()
+        unread = [token for token, reference in self._held.items() if reference is None]
+        read = [token for token, reference in self._held.items() if reference is not None]
         self._held.clear()
-        return held
+        return Unsettled(read, unread)
+
+    def _drop_gone(self) -> None:
+        for token, reference in list(self._held.items()):
+            if reference is not None and reference() is None:
+                del self._held[token]
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
-            await asyncio.gather(*(self._speak_for(token) for token in list(self._held)))
+            self._drop_gone()
+            tokens = list(self._held)
+            for start in range(0, len(tokens), MAX_TOKENS):
+                await self._speak_for(tokens[start : start + MAX_TOKENS])
 
-    async def _speak_for(self, token: str) -> None:
-        reference = self._held.get(token)
-        delivery = None if reference is None else reference()
-        if delivery is None:
-            self._held.pop(token, None)
-            return
+    async def _speak_for(self, tokens: list[str]) -> None:
         try:
-            await delivery.in_progress()
-        except (Conflict, NotFound) as error:
-            self._held.pop(token, None)
-            if delivery.settled is None:
-                log.warning("%r is no longer ours: %s", delivery, error)
+            failed = await failures(self._connection, f"{self._path}/in_progress", {"tokens": tokens})
         except TensorbusError as error:
-            log.debug("no heartbeat for %r: %s", delivery, error)
+            log.debug("no heartbeat for %d deliveries: %s", len(tokens), error)
+            return
+        for token, error in failed.items():
+            reference = self._held.pop(token, None)
+            delivery = None if reference is None else reference()
+            if delivery is not None and delivery.settled is None:
+                log.warning("%r is no longer ours: %s", delivery, error)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from os import PathLike
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from tensorbus.bus import tracing
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo
 from tensorbus.codecs.base import Serializer, Sink
@@ -24,10 +25,15 @@ from tensorbus.streaming.specs import to_spec
 from .bases import Bases
 from .connection import Connection, segment
 from .downloads import Download
+from .held_frames import HeldFrames, Here
 from .item_sink import DecodedItem, ItemSink
 from .passes import ItemPass, MessagePass, Pass
 from .progress import ProgressCallback, ProgressReporter
 from .reading import Reading
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link
 
 
 class Message:
@@ -42,10 +48,16 @@ class Message:
     """
 
     def __init__(
-        self, connection: Connection, bases: Bases, info: MessageInfo, entries: tuple[Entry, ...]
+        self,
+        connection: Connection,
+        bases: Bases,
+        info: MessageInfo,
+        entries: tuple[Entry, ...],
+        frames: bytes | None = None,
     ) -> None:
         self.info = info
         self.entries = entries
+        self._frames = frames  # the whole body, if it is here already
         self._connection = connection
         self._bases = bases
         self._manifest: tuple[ItemSpec, ...] | None = None
@@ -75,6 +87,17 @@ class Message:
     def headers(self) -> Mapping[str, HeaderValue]:
         """The publisher's headers."""
         return self.info.headers
+
+    def trace_context(self) -> Context | None:
+        """OpenTelemetry's context of the span in which it was published, to go on from there.
+
+        None if there was none, or if ``opentelemetry-api`` is not installed.
+        """
+        return tracing.context_of(self.headers)
+
+    def trace_link(self) -> Link | None:
+        """OpenTelemetry's link to that span, for a span that works on many messages. None as above."""
+        return tracing.link_of(self.headers)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} of {self.topic}>"
@@ -168,7 +191,10 @@ class Message:
         if item is not None:
             await self._save_item(self._spec(item), path, progress)
             return
-        await self.decode(lambda envelope: open_file_sink(envelope, path), progress)
+        reading = self._reading(
+            lambda envelope: open_file_sink(envelope, path), progress, await self._context(), blocking=True
+        )
+        await reading.run()
 
     async def item(self, name: str, progress: ProgressCallback | None = None) -> DecodedItem:
         """One decoded item; nothing else is fetched.
@@ -198,28 +224,34 @@ class Message:
         make_sink: Callable[[Envelope], Sink] | None,
         progress: ProgressCallback | None,
         context: CodecContext,
+        blocking: bool = False,
     ) -> Reading:
         info = self.info
         size = info.bytes if info.state == "sealed" else info.wire_bytes
         over = MessagePass(make_sink, size, context)
-        return self._over(over, None, progress, size, info.original_bytes)
+        return self._over(over, None, ProgressReporter(progress), (size, info.original_bytes), blocking)
 
-    async def _read_item(self, spec: ItemSpec, sink: Sink, progress: ProgressCallback | None) -> object:
+    async def _read_item(
+        self, spec: ItemSpec, sink: Sink, progress: ProgressCallback | None, blocking: bool = False
+    ) -> object:
         over = ItemPass(spec, sink, await self._context())
-        return await self._over(over, spec.name, progress, None, spec.nbytes).run()
+        reporter = ProgressReporter(progress)
+        return await self._over(over, spec.name, reporter, (None, spec.nbytes), blocking).run()
 
     def _over(
         self,
         over: Pass,
         item: str | None,
-        progress: ProgressCallback | None,
-        total_on_wire: int | None,
-        total_original: int | None,
+        reporter: ProgressReporter,
+        totals: tuple[int | None, int | None],
+        blocking: bool,
     ) -> Reading:
-        download = Download(self._connection, self.info, item)
-        return Reading(
-            self._connection, download, over, ProgressReporter(progress), total_on_wire, total_original
-        )
+        """A pass that downloads what it reads, or has it here; ``blocking`` if its sink waits for a disk."""
+        if self._frames is None:
+            download = Download(self._connection, self.info, item)
+            return Reading(self._connection, download, over, reporter, *totals)
+        threads = self._connection if blocking else Here()
+        return Reading(threads, HeldFrames(self._frames, item), over, reporter, *totals)
 
     async def _save_item(
         self, spec: ItemSpec, path: str | PathLike[str], progress: ProgressCallback | None
@@ -227,7 +259,7 @@ class Message:
         sink = BytesFileSink(path) if spec.kind == "bytes" else SafetensorsSink(path)
         if spec.view is None:
             sink.begin(spec)
-            await self._read_item(spec, sink, progress)
+            await self._read_item(spec, sink, progress, blocking=True)
             return
         # A view has no frames of its own: it is cut out of the item in which it lies.
         found = await self.item(spec.name, progress)

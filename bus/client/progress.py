@@ -25,6 +25,9 @@ class Progress:
     item: str | None
 
 
+STEP = 1 << 20
+"""Bytes after which somebody who wants to know hears of the progress."""
+
 ProgressCallback = Callable[[Progress], Awaitable[object] | None]
 """Called on the event loop, in order; what it returns is awaited if it can be."""
 
@@ -39,6 +42,11 @@ class ProgressReporter:
     def __init__(self, callback: ProgressCallback | None) -> None:
         self._callback = callback
         self._furthest = Progress(-1, None, 0, None, None)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self._callback is not None
 
     async def report(self, progress: Progress) -> None:
         """The transfer has got so far."""

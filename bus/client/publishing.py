@@ -1,4 +1,4 @@
-"""Publication: a container on its way to the broker, sent again from the front until it is acknowledged."""
+"""Publication: a container on its way to the broker, until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tensorbus.bus import messages
-from tensorbus.bus.messages import HeaderValue
 from tensorbus.codecs.context import CodecContext
-from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import TensorbusError
 from tensorbus.streaming.container import ContainerEncoder
-from tensorbus.streaming.sources import Source
 
-from .body import Body
-from .connection import TRANSIENT, Connection, json_object, segment
-from .encoding import Encoding
+from .connection import TRANSIENT, Connection
+from .outgoing import Outgoing
+from .posting import Posting
 from .progress import ProgressReporter
 from .retry import Retry
-from .stall import stalls_after
+from .uploading import LARGE, Uploading
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +33,7 @@ class Receipt:
             bytes_on_wire, frames and digest are the stored message's.
         frames: number of frames of the body.
         digest: SHA-256 over the frames' preludes, in hex.
+        resumed: bytes of the body that need not be sent again after a cut, over all attempts.
     """
 
     id: str
@@ -49,22 +46,7 @@ class Receipt:
     duplicate: bool
     frames: int
     digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What is to be published.
-
-    ``key_made`` says that the key was made up for this call, so that a retry after a lost answer does not
-    store the message twice.
-    """
-
-    topic: str
-    source: Source
-    pipeline: Pipeline
-    headers: Mapping[str, HeaderValue]
-    key: str
-    key_made: bool = False
+    resumed: int = 0
 
 
 class Publication:
@@ -100,57 +82,43 @@ class Publication:
         if residuals is not None:
             begun = await self._connection.in_thread(lambda: residuals.begin(outgoing.key))
             context = replace(context, residuals=begun)
-        attempts = Retry(self._connection.settings.retry_for, f"publish to {outgoing.topic}")
-        furthest = 0
-        encoded: str | None = None
-        while True:
-            encoder = await self._connection.in_thread(
-                lambda: ContainerEncoder(
-                    outgoing.source, outgoing.pipeline, outgoing.headers, context=context
-                )
-            )
-            body = Body(
-                self._connection, Encoding(encoder, self._connection.settings.threads), self._reporter
-            )
-            try:
-                stored = await self._attempt(body)
-            except TRANSIENT as error:
-                encoded = encoder.digest or encoded
-                if body.sent > furthest:
-                    furthest = body.sent
-                    attempts.advanced()
-                await attempts.after(error)
-            else:
-                break
-        if residuals is not None and stored.digest == (encoder.digest or encoded):
+        encoder = await self._connection.in_thread(
+            lambda: ContainerEncoder(outgoing.source, outgoing.pipeline, outgoing.headers, context=context)
+        )
+        sending = self._sending(encoder)
+        try:
+            stored = await self._until_acknowledged(sending)
+        except BaseException as error:
+            await sending.give_up(error)  # a cancellation too
+            raise
+        if residuals is not None and stored.digest == encoder.digest:
             await self._connection.in_thread(residuals.commit)
         await self._reporter.finish()
-        return self._receipt(stored, encoder)
+        return self._receipt(stored, encoder, sending)
 
-    async def _attempt(self, body: Body) -> messages.Receipt:
-        """One upload, from the front."""
-        settings = self._connection.settings
-        try:
-            # Expect: the broker judges topic, key, size and room before the first byte of the body leaves.
-            async with (
-                stalls_after(settings.idle_timeout, body.position),
-                self._connection.request(
-                    "POST",
-                    f"/v1/topics/{segment(self._outgoing.topic)}/messages",
-                    headers={"Idempotency-Key": self._outgoing.key, "Expect": "100-continue"},
-                    data=body,
-                ) as response,
-            ):
-                return messages.Receipt.from_json(await json_object(response))
-        except TensorbusError:
-            # What went wrong on this side comes first: the connection broke because of it.
-            if body.failure is not None:
-                raise body.failure from None
-            raise
-        finally:
-            await body.settle()
+    def _sending(self, encoder: ContainerEncoder) -> Posting | Uploading:
+        outgoing = self._outgoing
+        if max(encoder.original_bytes, encoder.wire_bytes or 0) < LARGE:
+            return Posting(self._connection, outgoing, encoder, self._reporter)
+        # Another process has other residuals, and no way to learn a key that was made up here.
+        lasting = self._residuals is None and not outgoing.key_made
+        return Uploading(self._connection, outgoing, encoder, self._reporter, lasting=lasting)
 
-    def _receipt(self, stored: messages.Receipt, encoder: ContainerEncoder) -> Receipt:
+    async def _until_acknowledged(self, sending: Posting | Uploading) -> messages.Receipt:
+        attempts = Retry(self._connection.settings.retry_for, f"publish to {self._outgoing.topic}")
+        furthest = 0
+        while True:
+            try:
+                return await sending.attempt()
+            except TRANSIENT as error:
+                if sending.furthest > furthest:
+                    furthest = sending.furthest
+                    attempts.advanced()
+                await attempts.after(error)
+
+    def _receipt(
+        self, stored: messages.Receipt, encoder: ContainerEncoder, sending: Posting | Uploading
+    ) -> Receipt:
         return Receipt(
             id=stored.id,
             seq=stored.seq,
@@ -163,4 +131,5 @@ class Publication:
             duplicate=stored.duplicate and not self._outgoing.key_made,
             frames=stored.frames,
             digest=stored.digest,
+            resumed=sending.resumed,
         )

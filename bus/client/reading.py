@@ -1,22 +1,42 @@
-"""Reading: a download on the event loop, and what becomes of its frames in a worker thread.
+"""Reading: what becomes of the frames of a download, in a worker thread.
 
-Strategy. While the worker checks and decodes a piece, the connection reads the next into its bounded buffer;
-when that is full, the broker is made to wait (TCP). So two pieces and one decoded slice are all there are.
+Strategy. A worker receives, checks and decodes; while it does, the kernel's buffer fills, and when that is
+full, the broker is made to wait (TCP). Where the bytes come by way of the event loop, the connection reads
+the next piece meanwhile. So two pieces and one decoded slice are all there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
+from typing import Protocol, TypeVar
 
 from tensorbus.streaming.container import SliceEvent
-from tensorbus.streaming.frames import Frame
+from tensorbus.streaming.frames import Frame, FrameParser
 
-from .connection import Connection
-from .downloads import Download
+from .downloads import Take
 from .passes import Pass
-from .progress import Progress, ProgressReporter
+from .progress import STEP, Progress, ProgressReporter
+
+T = TypeVar("T")
+
+
+class Threads(Protocol):
+    """Where decoding is done."""
+
+    async def in_thread(self, function: Callable[[], T]) -> T: ...
+
+
+class Pieces(Protocol):
+    """Where frames come from; see `Download`."""
+
+    parser: FrameParser
+    complete: bool
+
+    def pieces(self) -> AsyncGenerator[bytes]: ...
+
+    def moves(self, take: Take, enough: int) -> AsyncGenerator[None]: ...
 
 
 class Reading:
@@ -28,8 +48,8 @@ class Reading:
 
     def __init__(
         self,
-        connection: Connection,
-        download: Download,
+        connection: Threads,
+        download: Pieces,
         over: Pass,
         reporter: ProgressReporter,
         total_on_wire: int | None,
@@ -48,9 +68,9 @@ class Reading:
     async def run(self) -> object:
         """Read to the end; what the pass made. If it fails or is cancelled, nothing is left behind."""
         try:
-            async with aclosing(self._download.pieces()) as pieces:
-                async for piece in pieces:
-                    await self._connection.in_thread(partial(self._take_all, piece))
+            enough = STEP if self._reporter.wanted else 64 * STEP
+            async with aclosing(self._download.moves(self._take_all, enough)) as moves:
+                async for _ in moves:
                     await self._report()
             made = await self._connection.in_thread(self._pass.finish)
         except BaseException:
@@ -76,7 +96,7 @@ class Reading:
             raise
         await self._reporter.finish()
 
-    def _take_all(self, piece: bytes) -> None:
+    def _take_all(self, piece: bytes | memoryview) -> None:
         frames = self._download.parser.feed(piece)
         while self._take_one(frames) is not None:
             pass

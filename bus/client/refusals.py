@@ -13,6 +13,7 @@ from tensorbus.errors import (
     Conflict,
     InvalidRequest,
     LimitExceeded,
+    MessageAborted,
     NotFound,
     TensorbusError,
     TransferStalled,
@@ -29,6 +30,8 @@ _BY_STATUS: dict[int, type[TensorbusError]] = {
     403: Unauthorized,
     404: NotFound,
     408: TransferStalled,
+    409: Conflict,
+    410: MessageAborted,
     412: Conflict,
     413: LimitExceeded,
     502: BrokerUnavailable,
@@ -36,6 +39,15 @@ _BY_STATUS: dict[int, type[TensorbusError]] = {
     504: BrokerUnavailable,
 }
 """For answers that are no problem documents: a proxy's, or another server's altogether."""
+
+
+def error_of(problem_type: str, detail: str) -> TensorbusError:
+    """The exception for a problem by its type; a plain TensorbusError for one that is not known here."""
+    return by_slug().get(_slug(problem_type), TensorbusError)(detail)
+
+
+def _slug(problem_type: str) -> str:
+    return problem_type.removeprefix(PROBLEM_PREFIX)
 
 
 async def refusal(response: aiohttp.ClientResponse) -> TensorbusError:
@@ -52,9 +64,8 @@ async def refusal(response: aiohttp.ClientResponse) -> TensorbusError:
         document = None
     if isinstance(document, dict):
         problem = cast("dict[str, object]", document)
-        slug = str(problem.get("type", "")).removeprefix(PROBLEM_PREFIX)
         detail = str(problem.get("detail") or problem.get("title") or response.reason)
-        known = by_slug().get(slug)
+        known = by_slug().get(_slug(str(problem.get("type", ""))))
         if known is not None:
             return known(detail)
     else:

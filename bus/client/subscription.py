@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -14,10 +15,13 @@ from tensorbus.bus.fields import Fields
 from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import ClientClosed, NotFound, TensorbusError
 
+from .acks import MAX_TOKENS, Acks, failures
 from .bases import Bases
-from .connection import Connection, segment
+from .connection import TRANSIENT, Connection, segment
 from .delivery import Delivery
+from .delivery_host import DeliveryHost
 from .heartbeat import Heartbeat
+from .held_frames import MAX_HELD, entries_of
 from .message import describe
 
 log = logging.getLogger("tensorbus.client")
@@ -39,6 +43,8 @@ class Subscription:
     Args:
         consumer: a durable consumer's name, shared by its workers; None for one of this subscription's own.
         follow: also hand over messages that are still being published.
+        prefetch: how many deliveries one request may bring; those that nobody has taken yet wait here, where
+            other workers do not get them.
     """
 
     def __init__(
@@ -48,14 +54,19 @@ class Subscription:
         config: ConsumerConfig,
         consumer: str | None,
         follow: bool,
+        prefetch: int = 1,
     ) -> None:
         self.consumer = check_consumer_name(consumer or f"ephemeral-{secrets.token_hex(8)}")
         self.config = config
         self._ephemeral = consumer is None
         self._follow = follow
+        self._prefetch = min(prefetch, config.max_ack_pending, MAX_TOKENS)
         self._connection = connection
-        self._bases = bases
-        self._heartbeat = Heartbeat(config.ack_wait)
+        self._heartbeat = Heartbeat(connection, self._path, config)
+        self._acks = Acks(connection, self._path)
+        self._host = DeliveryHost(connection, bases, self._acks, self._heartbeat.release)
+        self._waiting: deque[DeliveryInfo] = deque()
+        self._more: asyncio.Task[None] | None = None
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -97,7 +108,7 @@ class Subscription:
             wait = self._connection.settings.poll_wait
             if deadline is not None:
                 wait = max(0.0, min(wait, deadline - time.monotonic()))
-            given = await self._pull(wait)
+            given = await self._next(wait)
             if given is not None and (delivery := await self._take(given)) is not None:
                 return delivery
             if deadline is not None and time.monotonic() >= deadline:
@@ -108,7 +119,15 @@ class Subscription:
         if not self._open:
             return
         self._open = False
+        try:
+            async with asyncio.timeout(GOODBYE):
+                if self._more is not None:
+                    await asyncio.wait([self._more])
+                await self._acks.drain()
+        except TimeoutError:
+            log.debug("leaving %s: the broker does not answer", self.consumer)
         held = await self._heartbeat.aclose()
+        self._waiting.clear()
         if self._connection.closed:
             return
         try:
@@ -116,7 +135,8 @@ class Subscription:
                 if self._ephemeral:
                     await self._connection.call("DELETE", self._path, retry=False)
                 else:
-                    await asyncio.gather(*(delivery.give_back() for delivery in held), return_exceptions=True)
+                    await self._give_back(held.read, unread=False)
+                    await self._give_back(held.unread, unread=True)
         except (TensorbusError, TimeoutError) as error:
             log.debug("leaving %s: %s", self.consumer, error)
 
@@ -124,21 +144,58 @@ class Subscription:
     def _path(self) -> str:
         return f"/v1/consumers/{segment(self.consumer)}"
 
-    async def _pull(self, wait: float) -> DeliveryInfo | None:
+    async def _give_back(self, tokens: list[str], *, unread: bool) -> None:
+        for start in range(0, len(tokens), MAX_TOKENS):
+            some = tokens[start : start + MAX_TOKENS]
+            await failures(self._connection, f"{self._path}/naks", {"tokens": some, "unread": unread})
+
+    # --- what is to come ---------------------------------------------------------------------------
+
+    async def _next(self, wait: float) -> DeliveryInfo | None:
+        """The next delivery: one that is here already, or one that the broker has within ``wait`` seconds."""
+        if not self._waiting and self._more is not None:
+            await asyncio.wait([self._more])
+            self._more = None
+        if not self._waiting:
+            await self._pull(wait, self._prefetch)
+        if not self._waiting:
+            return None
+        given = self._waiting.popleft()
+        room = self._prefetch - len(self._waiting)
+        if len(self._waiting) < self._prefetch // 2 and (self._more is None or self._more.done()):
+            # What is there at once, so that it comes while the caller works; nothing is waited for.
+            self._more = asyncio.create_task(self._pull_more(room), name="tensorbus-prefetch")
+        return given
+
+    async def _pull(self, wait: float, limit: int) -> None:
         answer = await self._connection.call(
             "POST",
             f"{self._path}/deliveries",
-            document={"max": 1, "wait": wait, "follow": self._follow},
+            document={"max": limit, "wait": wait, "follow": self._follow, "inline": MAX_HELD},
             wait=wait,
         )
-        given = Fields(answer, "deliveries").array("deliveries")
-        return DeliveryInfo.from_json(given[0]) if given else None
+        for given in map(DeliveryInfo.from_json, Fields(answer, "deliveries").array("deliveries")):
+            self._heartbeat.expect(given.token)
+            self._waiting.append(given)
+
+    async def _pull_more(self, room: int) -> None:
+        try:
+            await self._pull(0.0, room)
+        except TensorbusError as error:
+            log.debug("prefetching for %s: %s", self.consumer, error)  # the next pull says it again
 
     async def _take(self, given: DeliveryInfo) -> Delivery | None:
         try:
-            info, entries = await describe(self._connection, given.message.id)
+            if given.frames is not None:
+                info, entries = given.message, entries_of(given.frames)
+            else:
+                info, entries = await describe(self._connection, given.message.id)
         except NotFound:
+            self._heartbeat.release(given.token)
             return None  # deleted or given up by its publisher since it was handed over
-        delivery = Delivery(self._connection, self._bases, given, info, entries, self._heartbeat.release)
+        except (asyncio.CancelledError, *TRANSIENT):
+            self._waiting.appendleft(given)
+            raise
+        delivery = Delivery(self._host, given, info, entries)
         self._heartbeat.hold(delivery)
         return delivery

@@ -13,6 +13,7 @@ from aiohttp.http import HttpVersion11
 from tensorbus.errors import InvalidRequest, LimitExceeded, TransferStalled, TruncatedFrames
 
 from .context import context
+from .limits import read_body
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -48,6 +49,7 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
     """
     here = context(request)
     idle = here.settings.idle_timeout
+    read_body(request)
     while True:
         try:
             async with asyncio.timeout(idle):

@@ -1,54 +1,23 @@
-"""What every handler of the server needs, and the figures that the server counts."""
+"""What every handler of the server needs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
 
-from .buffers import Buffers
+from .counters import Counters
+from .metrics import Metrics
 from .settings import ServerSettings
 
 T = TypeVar("T")
-
-
-@dataclass
-class Counters:
-    """Counted by the server itself; the broker counts messages and consumers."""
-
-    requests: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    open_uploads: int = 0
-    open_downloads: int = 0
-
-    def sent(self, count: int) -> None:
-        """``count`` bytes of frames went out."""
-        self.bytes_out += count
-
-    @contextmanager
-    def upload(self) -> Generator[None]:
-        """An upload, for as long as it is open."""
-        self.open_uploads += 1
-        try:
-            yield
-        finally:
-            self.open_uploads -= 1
-
-    @contextmanager
-    def download(self) -> Generator[None]:
-        """A download, for as long as it is open."""
-        self.open_downloads += 1
-        try:
-            yield
-        finally:
-            self.open_downloads -= 1
 
 
 @dataclass
@@ -126,10 +95,18 @@ class Context:
 
     broker: Broker
     settings: ServerSettings
+    tokens: TokenFile | None = None
     counters: Counters = field(default_factory=Counters)
     waits: Waits = field(default_factory=Waits)
     finishing: Finishing = field(default_factory=Finishing)
-    buffers: Buffers = field(default_factory=Buffers)
+    metrics: Metrics = field(init=False)
+    beginning: Counter[str] = field(default_factory=Counter[str])
+    """Uploads that are about to be begun, by token; only of tokens with a limit."""
+    draining: bool = False
+    """The server is stopping: it finishes what is under way and begins nothing new."""
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.broker, self.counters)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -15,7 +15,8 @@ from .context import context
 from .media import FRAMES
 from .problems import plain_problem
 from .ranges import NotModified, Partial, PreconditionFailed, Unsatisfiable, select
-from .sender import SocketSender
+from .sender import SocketSender, can_send
+from .transport_sender import TransportSender
 
 log = logging.getLogger("tensorbus.server")
 
@@ -96,12 +97,12 @@ async def _open(request: web.Request, message_id: str, start: int = 0, end: int 
 async def _transmit(request: web.Request, response: web.StreamResponse, reader: Reader) -> None:
     here = context(request)
     await response.prepare(request)
-    # aiohttp holds the head back until there is a body; here the body does not pass through it.
+    # aiohttp holds the head back until there is a body; a large one does not pass through it.
     await response.write(b"")
     with here.counters.download():
-        async with SocketSender(request, here.settings.idle_timeout, here.counters) as sender:
+        async with _sender(request, response) as sender:
             try:
-                await _move(reader, sender, response.chunked)
+                await sender.send_frames(reader, chunked=response.chunked)
             except (TensorbusError, OSError) as error:
                 # The head has gone out: there is no way to answer but to break off.
                 log.warning("download of %s broken off: %s", reader.info.id, error)
@@ -112,12 +113,8 @@ async def _transmit(request: web.Request, response: web.StreamResponse, reader: 
                 raise
 
 
-async def _move(reader: Reader, sender: SocketSender, chunked: bool) -> None:
-    while (span := await reader.span()) is not None:
-        offset, count = span
-        if chunked:
-            await sender.send(b"%x\r\n" % count, more=True)
-        await sender.send_file(reader.fd, offset, offset + count)
-        if chunked:
-            await sender.send(b"\r\n")
-        reader.advance(count)
+def _sender(request: web.Request, response: web.StreamResponse) -> SocketSender | TransportSender:
+    here = context(request)
+    if can_send(request):
+        return SocketSender(request, here.settings.idle_timeout, here.counters)
+    return TransportSender(request, response, here.settings.idle_timeout, here.counters)

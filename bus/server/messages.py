@@ -6,8 +6,10 @@ from typing import Literal, cast
 
 from aiohttp import web
 
-from tensorbus.bus.messages import State
+from tensorbus.bus.messages import MessagePage, State
+from tensorbus.bus.topics import check_filter, check_topic
 
+from .access import authorize, authorize_admin_of, message_for, seen, visible
 from .context import context
 from .download import follow, send_stored
 from .queries import Query
@@ -21,14 +23,17 @@ MAX_PAGE = 1000
 async def topics(request: web.Request) -> web.Response:
     """Topics that hold messages."""
     found = await context(request).broker.topics()
-    return web.json_response({"topics": [topic.to_json() for topic in found]})
+    readable = seen(request, found, lambda topic: topic.topic)
+    return web.json_response({"topics": [topic.to_json() for topic in readable]})
 
 
 @routes.get("/v1/topics/{topic}/receipt")
 async def receipt(request: web.Request) -> web.Response:
     """What became of the message that was published under an idempotency key."""
+    topic = check_topic(request.match_info["topic"])
+    authorize(request, "publish", topic)
     key = Query(request, ("key",)).text("key", "")
-    found = await context(request).broker.receipt(request.match_info["topic"], key)
+    found = await context(request).broker.receipt(topic, key)
     return web.json_response(found.to_json())
 
 
@@ -36,22 +41,25 @@ async def receipt(request: web.Request) -> web.Response:
 async def messages(request: web.Request) -> web.Response:
     """A page of messages."""
     query = Query(request, ("topic", "state", "after", "limit", "order"))
+    wanted = visible(request, check_filter(query.text("topic", ">")))
     page = await context(request).broker.messages(
-        topic=query.text("topic", ">"),
+        topic=wanted[0] if len(wanted) == 1 else query.text("topic", ">"),
         state=cast(State, query.choice("state", ("sealed", "open"), "sealed")),
         after=query.integer_or_none("after", 0, 2**63 - 1),
         limit=query.integer("limit", 1, MAX_PAGE, 100),
         order=cast(Literal["asc", "desc"], query.choice("order", ("asc", "desc"), "asc")),
     )
-    return web.json_response(page.to_json())
+    # Where several filters of a token select from what was asked for, a page is thinned out: it may be short,
+    # or empty, and yet not be the last one.
+    readable = seen(request, page.messages, lambda info: info.topic)
+    return web.json_response(MessagePage(tuple(readable), page.next if wanted else None).to_json())
 
 
 @routes.get("/v1/messages/{id}")
 async def message(request: web.Request) -> web.Response:
     """One message with its manifest."""
-    broker = context(request).broker
-    info = await broker.message(request.match_info["id"])
-    manifest = await broker.manifest(info.id)
+    info = await message_for(request)
+    manifest = await context(request).broker.manifest(info.id)
     return web.json_response(info.to_json() | {"manifest": manifest})
 
 
@@ -59,14 +67,16 @@ async def message(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Remove a message."""
     here = context(request)
-    await here.finishing.run(here.broker.delete(request.match_info["id"]))
+    message_id = request.match_info["id"]
+    await authorize_admin_of(request, message_id)
+    await here.finishing.run(here.broker.delete(message_id))
     return web.Response(status=204)
 
 
 @routes.get("/v1/messages/{id}/frames")
 async def frames(request: web.Request) -> web.StreamResponse:
     """The message's body, or a range of it; of an open message, all as it comes."""
-    info = await context(request).broker.message(request.match_info["id"])
+    info = await message_for(request)
     if info.state == "open":
         return await follow(request, info)
     return await send_stored(request, info, 0, info.bytes)
@@ -75,7 +85,6 @@ async def frames(request: web.Request) -> web.StreamResponse:
 @routes.get("/v1/messages/{id}/items/{name:.+}")
 async def item(request: web.Request) -> web.StreamResponse:
     """The slice frames of one item, or a range of them."""
-    broker = context(request).broker
-    info = await broker.message(request.match_info["id"])
-    start, end = await broker.item_range(info.id, request.match_info["name"])
+    info = await message_for(request)
+    start, end = await context(request).broker.item_range(info.id, request.match_info["name"])
     return await send_stored(request, info, start, end)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from tensorbus.bus.tracing import TRACEPARENT, TRACESTATE, trace_id_of
 from tensorbus.errors import InvalidRequest
 from tensorbus.streaming.frames import FRAME_BYTES
 from tensorbus.streaming.raw import RawEncoder
@@ -52,13 +53,18 @@ async def wrap_plain(
 
 
 def message_headers(request: web.Request) -> dict[str, str]:
-    """Headers of the message among the fields of the request's head; InvalidRequest for repeated ones."""
+    """Headers of the message among the fields of the request's head; InvalidRequest for repeated ones.
+
+    The trace that the caller is part of goes with the message as well.
+    """
     found: dict[str, str] = {}
+    if trace_id_of(request.headers.get(TRACEPARENT)) is not None:
+        found = {name: request.headers[name] for name in (TRACEPARENT, TRACESTATE) if name in request.headers}
     for field, value in request.headers.items():
         if not field.lower().startswith(_PREFIX):
             continue
         name = field.lower().removeprefix(_PREFIX)
-        if name in found:
+        if name in found and name not in (TRACEPARENT, TRACESTATE):
             raise InvalidRequest(f"the header {name[:40]!r} is given twice")
         found[name] = value
     return found

@@ -8,13 +8,15 @@ from aiohttp import web
 
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
+from tensorbus.bus.topics import check_topic
 from tensorbus.errors import InvalidRequest
 
+from .access import new_upload
 from .bodies import accept, chunks, expect_later
 from .context import context
 from .media import FRAMES
 from .plain import wrap_plain
-from .receiver import LARGE, receive
+from .receiver import can_receive, receive
 
 log = logging.getLogger("tensorbus.server")
 routes = web.RouteTableDef()
@@ -26,9 +28,15 @@ async def publish(request: web.Request) -> web.Response:
     here = context(request)
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise InvalidRequest("the body must not be compressed (Content-Encoding)")
-    started = await here.broker.begin(
-        request.match_info["topic"], request.headers.get("Idempotency-Key"), request.content_length
-    )
+    topic = check_topic(request.match_info["topic"])
+    with new_upload(request, topic) as identity:
+        started = await here.broker.begin(
+            topic,
+            request.headers.get("Idempotency-Key"),
+            request.content_length,
+            identity.id,
+            identity.quotas.max_bytes,
+        )
     if isinstance(started, Receipt):
         return _answer(request, started)
     with here.counters.upload():
@@ -48,12 +56,11 @@ async def publish(request: web.Request) -> web.Response:
 
 
 async def _move(request: web.Request, upload: Upload) -> None:
-    length = request.content_length or 0
     if request.content_type != FRAMES:
         async for piece in wrap_plain(request, chunks(request)):
             await upload.write(piece)
-    elif length >= LARGE and "Transfer-Encoding" not in request.headers:
-        await receive(request, upload, length)
+    elif can_receive(request):
+        await receive(request, upload, request.content_length or 0)
     else:
         async for chunk in chunks(request):
             await upload.write(chunk)

@@ -1,10 +1,11 @@
-"""A large request body from its connection into an upload, through a fixed number of buffers.
+"""A large request body from its connection into an upload, without passing through aiohttp.
 
 Strategy: aiohttp would read ahead for each connection on its own, some hundred kilobytes that add up with the
-number of publishers. So once the head of a request of known length has been parsed, aiohttp's transport is
-paused, what it had read is passed on, and the rest is received on a duplicate of the connection's descriptor.
-A buffer is taken only when bytes are there, and goes back when they are in the file: a silent publisher holds
-none. While one buffer is checked and written by a worker thread, the next one fills.
+number of publishers, and hand over each piece on the event loop. So once the head of a request of known
+length has been parsed, aiohttp's transport is paused, what it had read is passed on, and the rest is received
+on a duplicate of the connection's descriptor: a thread receives into its one buffer, and checks and writes
+what is there, for as long as bytes flow. A silent publisher has no thread and no buffer; the loop waits for
+it.
 
 aiohttp does not learn where the body ended, so the connection is of no use for another request.
 """
@@ -13,7 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,11 +26,29 @@ from aiohttp import web
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
-from .buffers import Buffers
 from .context import context
+from .movers import MOVERS, Turn
 
 LARGE = 1 << 20
 """Bytes of a body from which a connection of its own is worth while."""
+_STAY = 32 << 20
+"""Bytes that a thread takes before it lets the upload see whether the disk keeps up."""
+_GATHER = 256 << 10
+"""Bytes that are worth a moment's wait, so that a sender that is slightly slower is not taken in sips."""
+_MOMENT = 1
+"""Milliseconds."""
+
+
+def can_receive(request: web.Request) -> bool:
+    """Whether the body can be received past aiohttp: it is large, of known length and not encrypted."""
+    transport = request.transport
+    return (
+        (request.content_length or 0) >= LARGE
+        and "Transfer-Encoding" not in request.headers
+        and transport is not None
+        and transport.get_extra_info("sslcontext") is None
+        and transport.get_extra_info("socket") is not None
+    )
 
 
 async def receive(request: web.Request, upload: Upload, length: int) -> None:
@@ -44,49 +66,26 @@ async def receive(request: web.Request, upload: Upload, length: int) -> None:
         while chunk := source.early():
             here.counters.bytes_in += len(chunk)
             left -= len(chunk)
-            await upload.write(memoryview(chunk))
-        writing = asyncio.create_task(asyncio.sleep(0))
-        try:
-            while left:
-                buffer, count = await _fill(source, here.buffers, left)
-                if not count:
-                    raise TruncatedFrames(f"the body ended after {length - left} of {length} bytes")
-                here.counters.bytes_in += count
-                left -= count
-                try:
-                    await writing
-                except BaseException:
-                    here.buffers.release(buffer)
-                    raise
-                writing = asyncio.create_task(_write(upload, here.buffers, buffer, count))
-            await writing
-        finally:
-            writing.cancel()
-            await asyncio.wait([writing])
+            await upload.write(chunk)
+        await upload.flush()
+        while left:
+            stay = await MOVERS.run(partial(source.move, upload, left))
+            here.counters.bytes_in += stay.moved
+            left -= stay.moved
+            if stay.ended and left:
+                raise TruncatedFrames(f"the body ended after {length - left} of {length} bytes")
+            await upload.pace()
+            if stay.waits and left:
+                await source.readable()
 
 
-async def _fill(source: SocketReceiver, buffers: Buffers, left: int) -> tuple[bytearray, int]:
-    """A buffer and how many bytes are in it; none at the end of the stream."""
-    while True:
-        await source.readable()
-        buffer = await buffers.acquire()
-        try:
-            return buffer, source.receive_into(memoryview(buffer)[:left])
-        except BlockingIOError:
-            buffers.release(buffer)
-        except BaseException:
-            buffers.release(buffer)
-            raise
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """What a thread did: how many bytes it moved, and whether it left because no more were there (yet)."""
 
-
-async def _write(upload: Upload, buffers: Buffers, buffer: bytearray, count: int) -> None:
-    try:
-        await upload.write(memoryview(buffer)[:count])
-    except BaseException:
-        # A worker thread may still look at it.
-        buffers.discard()
-        raise
-    buffers.release(buffer)
+    moved: int
+    waits: bool = False
+    ended: bool = False
 
 
 class SocketReceiver:
@@ -96,11 +95,13 @@ class SocketReceiver:
         self._request = request
         self._idle_timeout = idle_timeout
         self._socket: socket.socket | None = None
+        self._poll = select.poll()
         self._ended = False
 
     async def __aenter__(self) -> Self:
         self._socket = socket.socket(fileno=os.dup(self._pause().get_extra_info("socket").fileno()))
         self._socket.setblocking(False)
+        self._poll.register(self._socket, select.POLLIN)
         return self
 
     async def __aexit__(
@@ -137,10 +138,34 @@ class SocketReceiver:
         finally:
             loop.remove_reader(descriptor)
 
-    def receive_into(self, view: memoryview) -> int:
-        """Fill ``view`` with what is there, without waiting; 0 at the end of the stream."""
-        count = self._open().recv_into(view)
-        self._ended = not count
+    def move(self, upload: Upload, left: int, turn: Turn) -> Stay:
+        """In a worker thread: bring up to ``left`` bytes into the upload, for as long as they flow."""
+        most = min(left, _STAY)
+        moved = 0
+        while moved < most and not turn.over:
+            count = self._fill(turn.buffer[: most - moved])
+            if count:
+                upload.take(turn.buffer[:count])
+                moved += count
+            elif self._ended or not self._poll.poll(turn.patience):
+                return Stay(moved, waits=not self._ended, ended=self._ended)
+        return Stay(moved)
+
+    def _fill(self, view: memoryview) -> int:
+        """Receive what is there; how many bytes."""
+        target = self._open()
+        count = 0
+        while count < len(view):
+            try:
+                more = target.recv_into(view[count:])
+            except BlockingIOError:
+                if not 0 < count < _GATHER or not self._poll.poll(_MOMENT):
+                    break
+                continue
+            if not more:
+                self._ended = True
+                break
+            count += more
         return count
 
     def _open(self) -> socket.socket:

@@ -2,9 +2,10 @@
 
 Strategy: aiohttp writes the head of the response; when it has left, the bytes of the body go from the file to
 the socket inside the kernel (sendfile), on a duplicate of the connection's descriptor, so that the event
-loop's own transport is not disturbed. The loop waits until the socket takes more, and a worker thread makes
-the call (it may have to wait for the disk). A reader who stops reading holds no memory of this process, and
-no thread.
+loop's own transport is not disturbed. A worker thread verifies what was stored and sends it, window by
+window, for as long as the reader takes it, and of a message that is being followed, for as long as there is
+more. A reader who stops reading holds no memory of this process, and no thread: the loop waits until the
+socket takes more.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from aiohttp import web
 
+from tensorbus.bus.broker.readers import Reader
 from tensorbus.errors import StoreDamaged, TransferStalled
+
+from .movers import MOVERS, Turn
 
 _MAX_STEP = 4 << 20
 """Bytes a call: the kernel's largest socket buffer by default, so more would not be taken at once."""
-_SMALL = 64 << 10
-"""Bytes that are sent on the event loop: a hop to a thread and back would cost more."""
-_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tensorbus-sendfile")
 _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 
 
@@ -36,6 +37,23 @@ class Meter(Protocol):
     """Hears how many bytes went out."""
 
     def sent(self, count: int) -> None: ...
+
+
+def can_send(request: web.Request) -> bool:
+    """Whether the connection of ``request`` is a plain socket, which the kernel can write files to."""
+    transport = request.transport
+    if transport is None or transport.get_extra_info("sslcontext") is not None:
+        return False
+    return transport.get_extra_info("socket") is not None and hasattr(os, "sendfile")
+
+
+def _sendable(reader: Reader, position: int) -> int:
+    """Up to where bytes may be sent now; ``position`` when there are none (yet). Blocks."""
+    end = reader.end
+    if end is not None and position >= end:
+        return position
+    there = reader.ahead(position)
+    return there if end is None else min(there, end)
 
 
 class SocketSender:
@@ -46,6 +64,10 @@ class SocketSender:
         self._idle_timeout = idle_timeout
         self._meter = meter
         self._socket: socket.socket | None = None
+        self._poll = select.poll()
+        # Of a chunked body: what comes before the next bytes, and the end of the chunk that is under way.
+        self._head = b""
+        self._until = -1
 
     async def __aenter__(self) -> Self:
         transport = self._transport()
@@ -55,6 +77,7 @@ class SocketSender:
             raise ConnectionResetError("the connection closed before its body was sent")
         self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._socket.setblocking(False)
+        self._poll.register(self._socket, select.POLLOUT)
         return self
 
     async def __aexit__(
@@ -74,54 +97,81 @@ class SocketSender:
         if transport is not None:
             transport.abort()
 
-    async def send(self, data: bytes, *, more: bool = False) -> None:
-        """Send ``data``; ``more`` says that bytes follow at once."""
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send ``data`` on the event loop. Raises as ``send_frames``."""
         left = memoryview(data)
         while left:
             try:
-                count = self._open().send(left, _MSG_MORE if more else 0)
+                count = self._open().send(left)
             except BlockingIOError:
                 await self._writable()
                 continue
             left = left[count:]
 
-    async def send_file(self, file: int, start: int, end: int) -> None:
-        """Send bytes ``start`` to ``end`` (exclusive) of the open file descriptor ``file``.
+    async def send_frames(self, reader: Reader, *, chunked: bool) -> None:
+        """Send everything that ``reader`` gives; ``chunked`` says that it is of unknown length.
 
-        Raises TransferStalled when the reader takes nothing for the idle time-out, and OSError when the
-        connection breaks or the file is shorter than that.
+        Raises:
+            TransferStalled: the receiver took nothing for the idle time-out.
+            StoreDamaged: what is stored is not what was published, or shorter.
+            MessageAborted: the publisher of a message that is being followed gave up.
+            OSError: the connection broke.
         """
-        position = start
-        while position < end:
-            size = min(end - position, _MAX_STEP)
-            try:
-                count = await self._sendfile(file, position, size)
-            except BlockingIOError:
+        while (span := await reader.span()) is not None:
+            if reader.fd is None:
+                await self._send_body(reader, *span, chunked=chunked)
+                continue
+            before = reader.position
+            self._transport()
+            full = await MOVERS.run(partial(self._push, reader, reader.fd, chunked))
+            self._meter.sent(reader.position - before)
+            if full:
                 await self._writable()
+        if chunked and self._until >= 0:
+            await self.send(b"\r\n")
+
+    async def _send_body(self, reader: Reader, start: int, count: int, *, chunked: bool) -> None:
+        """What lies in memory, which is small."""
+        body = memoryview(reader.source.body or b"")[start : start + count]
+        if chunked:
+            await self.send(self._chunk_head(count))
+        await self.send(body)
+        self._until = start + count
+        self._meter.sent(count)
+        reader.advance(count)
+
+    def _chunk_head(self, count: int) -> bytes:
+        """Ends the chunk before, if there was one, and begins the next."""
+        return b"%s%x\r\n" % (b"" if self._until < 0 else b"\r\n", count)
+
+    def _push(self, reader: Reader, file: int, chunked: bool, turn: Turn) -> bool:
+        """In a worker thread: send what is there; whether there may be more but the socket is full."""
+        target = self._open()
+        while not turn.over:
+            position = reader.position
+            try:
+                if self._head:
+                    self._head = self._head[target.send(self._head, _MSG_MORE) :]
+                    continue
+                if position >= self._until:
+                    until = _sendable(reader, position)
+                    if until == position:
+                        if reader.end is None and reader.grown(position, turn.patience / 1000):
+                            continue
+                        return False
+                    if chunked:
+                        self._head = self._chunk_head(until - position)
+                    self._until = until
+                    continue
+                count = os.sendfile(target.fileno(), file, position, min(self._until - position, _MAX_STEP))
+            except BlockingIOError:
+                if not self._poll.poll(turn.patience):
+                    return True
                 continue
             if not count:
-                raise StoreDamaged(f"the file of the message ends at byte {position}, before byte {end}")
-            position += count
-            self._meter.sent(count)
-            if count < size:
-                await self._writable()
-
-    async def _sendfile(self, file: int, position: int, size: int) -> int:
-        """One call of sendfile, in a worker thread unless it is small."""
-        target = self._open().fileno()
-        if size <= _SMALL:
-            return os.sendfile(target, file, position, size)
-        work = _THREADS.submit(os.sendfile, target, file, position, size)
-        waiter = asyncio.wrap_future(work)
-        try:
-            return await asyncio.shield(waiter)
-        except asyncio.CancelledError:
-            # Both descriptors will be closed, and their numbers given to others, as soon as this returns: the
-            # call must be over by then. It never waits for the peer, so this is short.
-            while not work.cancel() and not work.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([waiter])
-            raise
+                raise StoreDamaged(f"the file of the message ends at byte {position}, before {self._until}")
+            reader.advance(count)
+        return False
 
     async def _writable(self) -> None:
         """Wait until the kernel takes more bytes.
@@ -163,7 +213,6 @@ class SocketSender:
     def _open(self) -> socket.socket:
         if self._socket is None:
             raise RuntimeError("use the sender in `async with`")
-        self._transport()
         return self._socket
 
     def _transport(self) -> asyncio.Transport:

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import socket
-import sys
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Self
 
 from aiohttp import web
 from multidict import CIMultiDict
 
+from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
 from tensorbus.errors import PortInUse
 
-from . import consumers, messages, operations, publish
+from . import consumers, dead, docs_page, messages, operations, policies, publish, scrub, tokens, tus
+from .access import access_middleware
+from .audit import audit_middleware
+from .bodies import expect_later
 from .context import CONTEXT, Context
-from .logs import log_middleware
+from .drain import drain, drain_middleware
+from .expectations import expectation_middleware
+from .limits import LINGERING, MAX_FIELDS, MAX_LINE_BYTES, Gates, gate_middleware
+from .listener import Listener
+from .logs import REQUEST_ID, log_middleware, request_id_of
 from .problems import problem_middleware
+from .protocol import Protocol
 from .settings import ServerSettings
 
 log = logging.getLogger("tensorbus.server")
 
-BACKLOG = 512
-"""Connections that may wait to be accepted."""
-KEEPALIVE = 75.0
-"""Seconds that an idle connection is kept, and that the head of a request may take."""
-LINGERING = 2.0
-"""Seconds that the rest of a refused body is still read (and dropped), so that the sender sees the answer."""
+CUT_TIMEOUT = 0.5
+"""Seconds that a request has to end by itself, and once more after it is cut, when the server closes."""
 
 
-def build_app(broker: Broker, settings: ServerSettings) -> web.Application:
-    """The aiohttp application that serves ``broker``."""
+def build_app(
+    broker: Broker, settings: ServerSettings, token_file: TokenFile | None = None
+) -> web.Application:
+    """The aiohttp application that serves ``broker``; without a ``token_file`` nobody needs a token."""
     # Bodies of messages are streamed and have the broker's own limit; client_max_size would only concern
     # Request.read(), which no handler uses.
-    app = web.Application(middlewares=[log_middleware, problem_middleware])
-    app[CONTEXT] = Context(broker, settings)
-    for part in (publish, messages, consumers, operations):
+    app = web.Application(
+        # The first is the outermost: what goes into the audit log is what the caller was answered.
+        middlewares=[
+            gate_middleware,
+            log_middleware,
+            audit_middleware,
+            problem_middleware,
+            access_middleware,
+            expectation_middleware,
+            drain_middleware,
+        ]
+    )
+    app[CONTEXT] = Context(broker, settings, token_file)
+    for part in (publish, tus, messages, consumers, dead, policies, scrub, tokens, operations, docs_page):
+        for route in part.routes:
+            # Handlers answer `Expect: 100-continue` themselves, after their checks.
+            if isinstance(route, web.RouteDef):
+                route.kwargs.setdefault("expect_handler", expect_later)
         app.add_routes(part.routes)
     app.on_response_prepare.append(_add_headers)
-    app.on_shutdown.append(_end_waits)
+    app.on_response_prepare.append(tus.mark)
     return app
 
 
@@ -47,64 +69,123 @@ class Server:
     """Serves a started Broker; use as an async context manager.
 
     The Broker stays the caller's: close it after the server.
+
+    Args:
+        token_file: who may do what; while it does not exist, or is None, nobody is asked for a token.
     """
 
-    def __init__(self, broker: Broker, settings: ServerSettings | None = None) -> None:
+    def __init__(
+        self, broker: Broker, settings: ServerSettings | None = None, token_file: TokenFile | None = None
+    ) -> None:
         self._broker = broker
         self._settings = settings or ServerSettings()
+        self._token_file = token_file
         self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     @property
     def url(self) -> str:
         """Where the server really listens, with the port that the system chose if it was 0."""
-        if self._runner is None or not self._runner.addresses:
+        if self._listener is None:
             raise RuntimeError("the server is not running")
-        host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, port = self._listener.address
+        scheme = "http" if self._settings.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether nobody is served without a token now."""
+        return self._token_file is not None and self._token_file.in_use
 
     async def start(self) -> None:
         """Listen.
 
         Raises:
             PortInUse: the address is taken, does not exist, needs privileges, or could be reached from other
-                machines without ``allow_remote``.
+                machines while there are no tokens, without ``allow_remote``.
+            InvalidCertificate: TLS is asked for, and its files cannot be used.
+            StorageError: the tokens cannot be read.
         """
         settings = self._settings
-        if not settings.is_loopback and not settings.allow_remote:
+        if not settings.open_to_anyone and not self.asks_for_tokens:
             raise PortInUse(
-                f"{settings.host} can be reached from other machines, and this broker asks nobody for a "
-                "password. Listen on 127.0.0.1, or say --allow-remote (TENSORBUS_ALLOW_REMOTE=1) in a "
-                "network where you trust everyone"
+                f"{settings.host} can be reached from other machines, and this broker has no tokens yet: it "
+                "would serve everyone. Make one with `tensorbus token create NAME --admin '>' --data DIR`, "
+                "or listen on 127.0.0.1, or say --allow-remote (TENSORBUS_ALLOW_REMOTE=1) in a network "
+                "where you trust everyone"
             )
+        if self._token_file is not None:
+            self._token_file.tokens()
+        tls = None if settings.tls is None else settings.tls.context()
         self._runner = web.AppRunner(
-            build_app(self._broker, settings),
+            build_app(self._broker, settings, self._token_file),
             # Cancels a handler when its client leaves: long polls, uploads and followers end at once.
             handler_cancellation=True,
             # aiohttp waits this long for handlers to end, and once more for their requests to break off.
-            shutdown_timeout=settings.shutdown_timeout / 2,
+            shutdown_timeout=CUT_TIMEOUT,
             access_log=None,
-            keepalive_timeout=KEEPALIVE,
-            lingering_time=LINGERING,
-            read_bufsize=settings.read_buffer_bytes,
-            # A body is stored as it came; nothing may grow between the wire and the limit.
-            auto_decompress=False,
         )
         try:
             await self._runner.setup()
-            await web.SockSite(self._runner, listening_socket(settings), backlog=BACKLOG).start()
+            gates = Gates(settings, self._connection)
+            self._listener = Listener(settings, gates)
+            await self._listener.listen(tls)
+            self._watch = asyncio.create_task(gates.watch())
         except BaseException:
             await self.close()
             raise
         log.info("listening on %s", self.url)
 
+    def _connection(self) -> Protocol:
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return Protocol(
+            self._runner.app[CONTEXT].metrics,
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,
+            keepalive_timeout=self._settings.keepalive_timeout,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_FIELDS,
+            lingering_time=LINGERING,
+            read_bufsize=self._settings.read_buffer_bytes,
+            # A body is stored as it came; nothing may grow between the wire and the limit.
+            auto_decompress=False,
+        )
+
+    async def reload(self) -> None:
+        """Read the files of TLS again; connections that are open stay as they are.
+
+        Raises:
+            InvalidCertificate: they cannot be used; those in use stay so.
+        """
+        if self._settings.tls is not None and self._listener is not None:
+            await self._listener.listen(self._settings.tls.context())
+            log.info("new connections get the certificate that is in %s now", self._settings.tls.cert)
+
     async def close(self) -> None:
         """Stop listening, end long polls, give transfers ``shutdown_timeout`` to finish, then cut them."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
         runner, self._runner = self._runner, None
         if runner is None:
             return
         here = runner.app[CONTEXT]
+        await drain(here, self._hurry)
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
         await runner.cleanup()
         await here.finishing.wait()
+
+    def hurry(self) -> None:
+        """Let a `close` that waits for transfers, or one that is still to come, cut them at once."""
+        self._hurry.set()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -114,32 +195,12 @@ class Server:
         await self.close()
 
 
-def listening_socket(settings: ServerSettings) -> socket.socket:
-    """A socket bound to the address of ``settings``; raises PortInUse."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
-        raise PortInUse(
-            f"cannot listen on {settings.host} port {settings.port}: {reason}; "
-            "choose another with --port (0 lets the system choose)"
-        ) from error
-    if sys.platform == "linux":
-        # Inherited by every connection: the kernel ends it when the peer takes nothing for so long. The
-        # sender of frames looks for itself; this is for the answers that aiohttp writes.
-        milliseconds = int(settings.idle_timeout * 1000)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-    return listening
-
-
-async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     headers: CIMultiDict[str] = response.headers
+    if response.status == HTTPStatus.UNAUTHORIZED:
+        headers.setdefault("WWW-Authenticate", 'Bearer realm="tensorbus"')
+    elif response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers.setdefault("Retry-After", "1")
     headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers[REQUEST_ID] = request_id_of(request)
     headers["Server"] = "tensorbus"
-
-
-async def _end_waits(app: web.Application) -> None:
-    app[CONTEXT].waits.stop()

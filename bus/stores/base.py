@@ -17,7 +17,12 @@ from datetime import datetime
 from typing import Literal
 
 from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.damage import Damage
+from tensorbus.bus.dead import Death
 from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
+from tensorbus.bus.policies import PolicyConfig
+
+from .syncing import Sync, SyncObserver
 
 Part = bytes | bytearray | memoryview
 
@@ -33,6 +38,7 @@ class StoredDelivery:
         attempt: how often it was handed over.
         due: when it may be handed over again.
         settled: True for one that is settled for good but lies beyond the consumer's position.
+        returned: how many of the attempts were given back before anybody looked at the message.
     """
 
     consumer: str
@@ -41,11 +47,15 @@ class StoredDelivery:
     attempt: int
     due: float
     settled: bool = False
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StoredConsumer:
-    """A durable consumer. ``uid`` is new with each creation, so that tokens of a namesake are not its own."""
+    """A durable consumer. ``uid`` is new with each creation, so that tokens of a namesake are not its own.
+
+    ``owner`` is the id of the token that made it, None without tokens.
+    """
 
     name: str
     uid: str
@@ -53,6 +63,163 @@ class StoredConsumer:
     position: int
     created: datetime
     deliveries: tuple[StoredDelivery, ...] = ()
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A sealed message, and its frames where they are kept with its row and were asked for."""
+
+    info: MessageInfo
+    frames: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """What one pull wants of the store.
+
+    Attributes:
+        consumer: the consumer's uid; ``name`` is its name.
+        filter: topics of new messages.
+        again: deliveries that are handed over once more, as they are to be noted.
+        position: new messages are looked for behind this seq, ``window`` further ones at most.
+        limit: how many new messages.
+        due: when the new ones may be handed over again.
+        inline: the largest body in bytes that is wanted along; 0 for none.
+    """
+
+    consumer: str
+    name: str
+    filter: str
+    again: tuple[StoredDelivery, ...]
+    position: int
+    window: int
+    limit: int
+    due: float
+    inline: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What it got.
+
+    Attributes:
+        again: the messages of ``HandOver.again``; None for one that is gone or damaged, and not noted.
+        new: new messages, by seq, each noted as its first delivery.
+        position: everything up to this seq has been handed over, or is not for this consumer.
+    """
+
+    again: tuple[StoredMessage | None, ...]
+    new: tuple[StoredMessage, ...]
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A sealed message that is listed anew, under another id and topic, with the same frames.
+
+    Attributes:
+        source: id of the message that is copied.
+        id: of the copy.
+        dead: why it is a dead letter; None for one that is replayed.
+        settled_for: uids of consumers that are not to be handed the copy.
+    """
+
+    source: str
+    id: str
+    topic: str
+    key: str | None
+    dead: Death | None
+    sealed: float
+    settled_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpload:
+    """An upload that is resumed after a restart; its id is that of the message to be.
+
+    Attributes:
+        length: bytes of the body, None if it is not known yet.
+        metadata: what its creator said about it.
+        owner: the id of the token that made it, None without tokens.
+        expires: when it may be removed, unless there is progress.
+    """
+
+    id: str
+    topic: str
+    key: str | None
+    length: int | None
+    metadata: Mapping[str, str]
+    owner: str | None
+    created: datetime
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a message is listed; None is no limit.
+
+    Attributes:
+        owner: the id of the token that published it, None without tokens.
+        owner_bytes: the most that its owner may have stored, this message included.
+        max_messages, max_bytes: the most that its topic may hold, this message included; a topic whose old
+            messages make room for new ones has no such limits here.
+        largest: the most bytes that its topic ever holds, whatever it removes for them.
+        quota: what these limits are called, for the error.
+    """
+
+    owner: str | None = None
+    owner_bytes: int | None = None
+    max_messages: int | None = None
+    max_bytes: int | None = None
+    largest: int | None = None
+    quota: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPolicy:
+    """A policy under its name."""
+
+    name: str
+    config: PolicyConfig
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """What retention by limits needs to know of a message; ``sealed`` in seconds since the epoch."""
+
+    id: str
+    bytes: int
+    sealed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is stored: messages, and their bytes."""
+
+    messages: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the rows take on the disk, and what of it is free, in bytes; ``log`` is the write-ahead log."""
+
+    used: int
+    free: int
+    log: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A file system: bytes that are free for this process, and its size."""
+
+    free: int
+    size: int
+
+
+NO_TERMS = Terms()
 
 
 class FrameFile(ABC):
@@ -79,8 +246,11 @@ class Store(ABC):
     """Frames and rows on stable storage."""
 
     @abstractmethod
-    async def start(self) -> list[StoredConsumer]:
-        """Take the store into use, discard what was never sealed, and return the consumers.
+    async def start(self, sync: Sync = "always") -> list[StoredConsumer]:
+        """Take the store into use, discard what is neither sealed nor an upload, and return the consumers.
+
+        ``sync`` says when what is written has to be on stable storage. Deliveries of damaged messages are
+        left out.
 
         Raises:
             StoreInUse, StoreVersion, StorageError.
@@ -95,6 +265,51 @@ class Store(ABC):
     def damaged(self) -> Mapping[str, str]:
         """Sealed messages whose frames were found damaged: id and what is wrong."""
 
+    @property
+    @abstractmethod
+    def leftovers(self) -> Sequence[str]:
+        """Files without a row that were removed at the start; the first of them, by name."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise StoreReadOnly if a write has failed in a way that leaves no trust in the next."""
+
+    # --- damage --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def quarantine(self, message_id: str, reason: str, found: float) -> bool:
+        """Remember for good that a sealed message is damaged; False if it is not there, or was known to be.
+
+        It counts as damaged even if that cannot be written. Its deliveries stay, for when it is restored.
+        """
+
+    @abstractmethod
+    def put_aside(self, message_id: str) -> None:
+        """Move the file of a damaged message out of the way, if it has one; blocks. Raises StorageError."""
+
+    @abstractmethod
+    async def restore(self, message_id: str, *, in_place: bool) -> list[StoredDelivery]:
+        """A damaged message is whole again: what of it is not settled.
+
+        Its frames are where they belong (``in_place``), or those that were put aside go back there.
+        """
+
+    @abstractmethod
+    async def damages(self, after: int, limit: int) -> list[Damage]:
+        """Damaged messages by seq, behind ``after``."""
+
+    @abstractmethod
+    def open_quarantined(self, message_id: str, size: int) -> int:
+        """A descriptor of the file that was put aside; blocks. Raises StoreDamaged as ``open_frames``."""
+
+    @abstractmethod
+    def strays(self) -> list[str]:
+        """Names of frame files that belong to no message and no upload; the first of them. Blocks."""
+
+    @abstractmethod
+    def check_rows(self) -> list[str]:
+        """What is wrong with the rows; blocks as long as it takes to read them all, but holds up nobody."""
+
     # --- frames; these block -------------------------------------------------------------------------
 
     @abstractmethod
@@ -102,11 +317,18 @@ class Store(ABC):
         """An empty run of frames. Raises StorageFull, StorageError."""
 
     @abstractmethod
-    def open_frames(self, message_id: str, size: int | None) -> int:
-        """A read-only descriptor of a message's frames; it outlives their removal.
+    def open_frames(self, message_id: str, size: int | None) -> int | bytes:
+        """A message's frames: a read-only descriptor, which outlives their removal, or the bytes themselves.
 
         Raises:
             StoreDamaged: a sealed message (``size`` in bytes) has no frames, or of another size.
+        """
+
+    @abstractmethod
+    def reopen(self, message_id: str, size: int) -> FrameFile:
+        """The frames of an upload, cut to the first ``size`` bytes, to go on behind them.
+
+        Raises StorageFull, StorageError.
         """
 
     @abstractmethod
@@ -116,17 +338,36 @@ class Store(ABC):
     # --- messages ------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def seal(self, info: MessageInfo, followers: Sequence[StoredDelivery]) -> Receipt:
-        """Give a message its seq and list it; its frames must have been synced before.
+    async def seal(
+        self,
+        info: MessageInfo,
+        followers: Sequence[StoredDelivery],
+        body: bytes | None = None,
+        terms: Terms = NO_TERMS,
+    ) -> Receipt:
+        """Give a message its seq and list it; messages are listed in the order of these calls.
 
         ``info`` has all but the seq. ``followers`` are deliveries handed out while it was open (their seq is
-        filled in here). If its topic holds its key already, nothing is stored and the first receipt returned,
-        as a duplicate.
+        filled in here). ``body`` are the frames of a small message, kept with its row; without it they are in
+        its file, which must have been synced before. If its topic holds its key already, nothing is stored
+        and the first receipt returned, as a duplicate. Its row among the uploads goes, if it has one.
+
+        Raises:
+            QuotaExceeded: ``terms`` leave no room; nothing is stored.
+            LimitExceeded: there will never be room for so large a message.
         """
 
     @abstractmethod
     async def delete(self, message_id: str) -> bool:
         """Remove a sealed message, its deliveries and frames, but not its key; False if it is not there."""
+
+    @abstractmethod
+    async def remove(self, message_ids: Sequence[str]) -> list[str]:
+        """As ``delete``, of many at once; which of them were there."""
+
+    @abstractmethod
+    async def bodies(self, message_ids: Sequence[str]) -> dict[str, bytes]:
+        """The frames of those of the messages that are kept with their rows."""
 
     @abstractmethod
     async def receipt(self, topic: str, key: str) -> Receipt | None:
@@ -138,17 +379,13 @@ class Store(ABC):
 
     @abstractmethod
     async def messages(
-        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"]
+        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
     ) -> list[MessageInfo]:
-        """Sealed messages with matching topics, by seq, behind ``after`` in that order."""
-
-    @abstractmethod
-    async def scan(self, pattern: str, after: int, limit: int) -> tuple[list[MessageInfo], int]:
-        """The next ``limit`` matching messages after a seq, and the seq up to which that was looked at."""
+        """Sealed messages with matching topics, by seq, behind ``after``; or dead letters only."""
 
     @abstractmethod
     async def backlog(self, pattern: str, after: int) -> int:
-        """Number of matching messages after a seq."""
+        """Number of matching messages after a seq that are not damaged."""
 
     @abstractmethod
     async def topics(self) -> list[TopicInfo]:
@@ -157,6 +394,104 @@ class Store(ABC):
     @abstractmethod
     async def totals(self) -> tuple[int, int]:
         """Sealed messages, and their bytes."""
+
+    # --- uploads -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def add_upload(self, upload: StoredUpload) -> None:
+        """Keep an upload over restarts; its frame file is then kept as well."""
+
+    @abstractmethod
+    async def uploads(self) -> list[StoredUpload]:
+        """All uploads that are kept, in the order in which they were made."""
+
+    @abstractmethod
+    async def touch_upload(self, message_id: str, expires: float, length: int | None) -> None:
+        """Note when an upload may be removed, and its length if that is known by now."""
+
+    @abstractmethod
+    async def delete_upload(self, message_id: str) -> bool:
+        """Forget an upload and remove its frames; False if it is not there (any more)."""
+
+    # --- retention -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def put_policy(self, policy: StoredPolicy) -> None:
+        """Keep a policy in the place of its namesake."""
+
+    @abstractmethod
+    async def delete_policy(self, name: str) -> None:
+        """Forget a policy."""
+
+    @abstractmethod
+    async def policies(self) -> list[StoredPolicy]:
+        """All policies, by name."""
+
+    @abstractmethod
+    async def usage(self) -> dict[str, Usage]:
+        """What each topic with messages holds."""
+
+    @abstractmethod
+    async def first_sealed(self) -> dict[str, float]:
+        """When the first message of each topic was sealed."""
+
+    @abstractmethod
+    async def topic_usage(self, topic: str) -> Usage:
+        """What one topic holds."""
+
+    @abstractmethod
+    async def owner_usage(self, owner: str) -> Usage:
+        """What the holder of one token has stored."""
+
+    @abstractmethod
+    async def oldest(self, topic: str, limit: int) -> list[Aged]:
+        """The first messages of a topic, by seq."""
+
+    @abstractmethod
+    async def make_room(
+        self, topic: str, max_messages: int | None, max_bytes: int | None, limit: int
+    ) -> list[str]:
+        """Remove the oldest messages of a topic, up to ``limit``, while it holds too much; their ids."""
+
+    @abstractmethod
+    async def settled_by_all(self, topic: str, consumers: Sequence[str], limit: int) -> list[str]:
+        """Messages of a topic, by seq, that each consumer (uid) has settled; all if there are none."""
+
+    @abstractmethod
+    async def topics_of(self, message_ids: Sequence[str]) -> dict[str, str]:
+        """The topics of those of the messages that are there."""
+
+    @abstractmethod
+    async def settled_among(self, message_ids: Sequence[str], consumers: Sequence[str]) -> list[str]:
+        """Which of these messages each of these consumers has settled."""
+
+    @abstractmethod
+    async def prune_keys(self, topic: str, before: float, limit: int) -> int:
+        """Forget keys of a topic stored before a moment whose message is gone; how many it were."""
+
+    @abstractmethod
+    async def topics_with_old_keys(self) -> dict[str, float]:
+        """Topics with keys whose message is gone, and when the oldest of these was stored."""
+
+    @abstractmethod
+    def observe_syncs(self, observer: SyncObserver) -> None:
+        """Have ``observer`` told of every flush to stable storage, in the thread that made it."""
+
+    @abstractmethod
+    async def disk(self) -> Disk:
+        """The file system that the messages are on."""
+
+    @abstractmethod
+    async def space(self) -> Space:
+        """What the rows take."""
+
+    @abstractmethod
+    async def give_back(self, size: int) -> None:
+        """Give up to ``size`` free bytes of the rows back to the disk; ``tidy`` does it then."""
+
+    @abstractmethod
+    async def tidy(self) -> None:
+        """Shorten the log of the rows, if nothing was written since the last call."""
 
     # --- consumers -----------------------------------------------------------------------------------
 
@@ -169,9 +504,37 @@ class Store(ABC):
         """Forget a consumer and its deliveries."""
 
     @abstractmethod
-    async def hand_over(self, uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> None:
-        """Note deliveries (new ones, or a new attempt or time for old ones) and how far the consumer is."""
+    async def take(self, wanted: HandOver) -> HandedOver:
+        """Find what a pull is to hand over, and note it and how far the consumer is, in one transaction.
+
+        Every message that was listed by a call before this one is seen. Damaged ones are passed over.
+        """
 
     @abstractmethod
-    async def settle(self, uid: str, position: int, delivery: StoredDelivery) -> None:
-        """A delivery is settled for good; it is remembered as such until the position is beyond it."""
+    async def next_match(self, pattern: str, after: int) -> int:
+        """The seq of the first matching message behind a seq; without one, the end of the log and one."""
+
+    @abstractmethod
+    async def note(self, deliveries: Sequence[StoredDelivery]) -> None:
+        """Note another time, or that it was given back, for deliveries that were handed over."""
+
+    @abstractmethod
+    async def settle(self, uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> None:
+        """Deliveries are settled for good; remembered until the consumer's position is beyond them."""
+
+    @abstractmethod
+    async def bury(
+        self, uid: str, position: int, delivery: StoredDelivery, letter: Copy
+    ) -> MessageInfo | None:
+        """Settle a delivery and list its message as a dead letter, in one transaction.
+
+        Raises StorageFull, StorageError: neither was done. None if the message is gone: there is no letter
+        then, but the delivery is settled. A crash leaves both or none, and at most a file without a row.
+        """
+
+    @abstractmethod
+    async def replay(self, again: Copy) -> MessageInfo | None:
+        """List a dead letter as a message of ``again.topic`` and remove the letter, in one transaction.
+
+        None if the letter is gone.
+        """

@@ -1,4 +1,4 @@
-"""Rows about consumers and deliveries: statements on an open connection, nothing else."""
+"""Rows about consumers, and the rows of their deliveries: statements on an open connection, nothing else."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from sqlite3 import Connection
 
-from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig, Start
 
 from .base import StoredConsumer, StoredDelivery
+
+_PUT = (
+    "INSERT OR REPLACE INTO deliveries (consumer, message, seq, attempt, due, settled, returned) "
+    "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM consumers WHERE uid = ?1) "
+    "AND EXISTS (SELECT 1 FROM messages WHERE id = ?2)"
+)
 
 
 def consumers(connection: Connection) -> list[StoredConsumer]:
     """Every consumer with its deliveries."""
     deliveries: dict[str, list[StoredDelivery]] = {}
-    for uid, message, seq, attempt, due, settled in connection.execute(
-        "SELECT consumer, message, seq, attempt, due, settled FROM deliveries ORDER BY seq"
+    for uid, message, seq, attempt, due, settled, returned in connection.execute(
+        "SELECT consumer, message, seq, attempt, due, settled, returned FROM deliveries ORDER BY seq"
     ):
-        deliveries.setdefault(uid, []).append(StoredDelivery(uid, message, seq, attempt, due, bool(settled)))
+        delivery = StoredDelivery(uid, message, seq, attempt, due, bool(settled), returned)
+        deliveries.setdefault(uid, []).append(delivery)
     return [
         StoredConsumer(
             name=name,
@@ -28,9 +35,10 @@ def consumers(connection: Connection) -> list[StoredConsumer]:
             position=position,
             created=datetime.fromtimestamp(created, UTC),
             deliveries=tuple(deliveries.get(uid, ())),
+            owner=owner,
         )
-        for name, uid, config, position, created in connection.execute(
-            "SELECT name, uid, config, position, created FROM consumers ORDER BY name"
+        for name, uid, config, position, created, owner in connection.execute(
+            "SELECT name, uid, config, position, created, owner FROM consumers ORDER BY name"
         )
     ]
 
@@ -39,22 +47,35 @@ def add(consumer: StoredConsumer) -> Callable[[Connection], StoredConsumer]:
     """Keep a new consumer; see ``Store.add_consumer``."""
 
     def operation(connection: Connection) -> StoredConsumer:
-        stored = consumer
-        if consumer.config.start == "new":
-            stored = replace(consumer, position=last_seq(connection))
+        stored = replace(consumer, position=_beginning(connection, consumer.config.start))
         connection.execute(
-            "INSERT INTO consumers (name, uid, config, position, created) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO consumers (name, uid, config, position, created, owner) VALUES (?, ?, ?, ?, ?, ?)",
             (
                 stored.name,
                 stored.uid,
                 json.dumps(stored.config.to_json()),
                 stored.position,
                 stored.created.timestamp(),
+                stored.owner,
             ),
         )
         return stored
 
     return operation
+
+
+def _beginning(connection: Connection, start: Start) -> int:
+    """The seq behind which a new consumer begins."""
+    if start == "all":
+        return 0
+    if isinstance(start, int):
+        return start - 1
+    first: int | None = None
+    if isinstance(start, datetime):
+        (first,) = connection.execute(
+            "SELECT min(seq) FROM messages WHERE sealed >= ?", (start.timestamp(),)
+        ).fetchone()
+    return last_seq(connection) if first is None else first - 1
 
 
 def remove(uid: str) -> Callable[[Connection], None]:
@@ -67,26 +88,6 @@ def remove(uid: str) -> Callable[[Connection], None]:
     return operation
 
 
-def hand_over(uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> Callable[[Connection], None]:
-    """Note deliveries and the consumer's position."""
-
-    def operation(connection: Connection) -> None:
-        put_deliveries(connection, deliveries)
-        _advance(connection, uid, position)
-
-    return operation
-
-
-def settle(uid: str, position: int, delivery: StoredDelivery) -> Callable[[Connection], None]:
-    """A delivery is settled for good."""
-
-    def operation(connection: Connection) -> None:
-        put_deliveries(connection, [replace(delivery, settled=True)])
-        _advance(connection, uid, position)
-
-    return operation
-
-
 def put_deliveries(
     connection: Connection, deliveries: Sequence[StoredDelivery], seq: int | None = None
 ) -> None:
@@ -95,19 +96,26 @@ def put_deliveries(
     A delivery whose consumer or message is gone meanwhile leaves no row.
     """
     connection.executemany(
-        "INSERT OR REPLACE INTO deliveries (consumer, message, seq, attempt, due, settled) "
-        "SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE EXISTS (SELECT 1 FROM consumers WHERE uid = ?1) "
-        "AND EXISTS (SELECT 1 FROM messages WHERE id = ?2)",
-        [(d.consumer, d.message, seq or d.seq, d.attempt, d.due, int(d.settled)) for d in deliveries],
+        _PUT,
+        [
+            (d.consumer, d.message, seq or d.seq, d.attempt, d.due, int(d.settled), d.returned)
+            for d in deliveries
+        ],
     )
 
 
-def _advance(connection: Connection, uid: str, position: int) -> None:
-    """Up to its position a consumer needs no marks of what is settled: nothing there is handed out anew."""
-    connection.execute("UPDATE consumers SET position = max(position, ?) WHERE uid = ?", (position, uid))
+def advance(connection: Connection, uid: str, position: int) -> bool:
+    """Note how far a consumer is; False if it is gone.
+
+    Up to its position a consumer needs no marks of what is settled: nothing there is handed out anew.
+    """
+    there = connection.execute(
+        "UPDATE consumers SET position = max(position, ?) WHERE uid = ?", (position, uid)
+    ).rowcount
     connection.execute(
         "DELETE FROM deliveries WHERE consumer = ? AND settled = 1 AND seq <= ?", (uid, position)
     )
+    return there > 0
 
 
 def last_seq(connection: Connection) -> int:

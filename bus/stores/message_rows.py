@@ -8,15 +8,22 @@ from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Any, Literal
 
+from tensorbus.bus.dead import Death
 from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 from tensorbus.bus.topics import is_literal
 
-from .base import StoredDelivery
+from .base import StoredDelivery, Terms
 from .consumer_rows import last_seq, put_deliveries
+from .retention_rows import Refusal, over_terms
 
-_COLUMNS = (
+COLUMNS = (
     "seq, id, topic, key, bytes, frames, headers, container, pipeline, items, original_bytes, wire_bytes, "
-    "digest, created, sealed"
+    "digest, created, sealed, dead"
+)
+_INSERT = (
+    "INSERT INTO messages (id, topic, key, bytes, frames, headers, container, pipeline, items, "
+    "original_bytes, wire_bytes, digest, created, sealed, owner) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _KEY_COLUMNS = "id, seq, topic, key, bytes, frames, digest"
 
@@ -28,7 +35,8 @@ def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _info(row: Row) -> MessageInfo:
+def to_info(row: Row) -> MessageInfo:
+    """The message of a row that begins with ``COLUMNS``."""
     return MessageInfo(
         seq=row[0],
         id=row[1],
@@ -46,10 +54,11 @@ def _info(row: Row) -> MessageInfo:
         digest=row[12],
         created=_moment(row[13]),
         sealed=_moment(row[14]),
+        dead=None if row[15] is None else Death.from_json(json.loads(row[15])),
     )
 
 
-def _where(pattern: str) -> tuple[str, tuple[str, ...]]:
+def where(pattern: str) -> tuple[str, tuple[str, ...]]:
     """A condition on the topic; the index serves a filter without wildcards."""
     if pattern == ">":
         return "1", ()
@@ -58,14 +67,21 @@ def _where(pattern: str) -> tuple[str, tuple[str, ...]]:
     return "topic_matches(?, topic)", (pattern,)
 
 
-def seal(info: MessageInfo, followers: Sequence[StoredDelivery]) -> Callable[[Connection], Receipt]:
-    """List a message under the next seq, unless its key is there; see ``Store.seal``."""
+def seal(
+    info: MessageInfo, followers: Sequence[StoredDelivery], body: bytes | None, terms: Terms
+) -> Callable[[Connection], Receipt | Refusal]:
+    """List a message under the next seq, unless its key is there or it is over a quota; see ``Store.seal``.
+
+    A quota that is exceeded is returned, since whoever shares the transaction has no part in it.
+    """
     assert info.digest is not None and info.sealed is not None
     digest, sealed = info.digest, info.sealed
 
-    def operation(connection: Connection) -> Receipt:
+    def operation(connection: Connection) -> Receipt | Refusal:
         if info.key is not None and (first := receipt(info.topic, info.key)(connection)) is not None:
             return first
+        if (problem := over_terms(connection, info.topic, info.bytes, terms)) is not None:
+            return problem
         values = (
             info.id,
             info.topic,
@@ -81,11 +97,14 @@ def seal(info: MessageInfo, followers: Sequence[StoredDelivery]) -> Callable[[Co
             digest,
             info.created.timestamp(),
             sealed.timestamp(),
+            terms.owner,
         )
-        marks = ", ".join("?" * len(values))
-        cursor = connection.execute(f"INSERT INTO messages ({_COLUMNS[5:]}) VALUES ({marks})", values)
+        cursor = connection.execute(_INSERT, values)
         seq = cursor.lastrowid
         assert seq is not None
+        if body is not None:
+            connection.execute("INSERT INTO bodies (seq, data) VALUES (?, ?)", (seq, body))
+        connection.execute("DELETE FROM uploads WHERE id = ?", (info.id,))
         stored = Receipt(info.id, seq, info.topic, info.key, info.bytes, info.frames, digest)
         if info.key is not None:
             connection.execute(
@@ -98,14 +117,32 @@ def seal(info: MessageInfo, followers: Sequence[StoredDelivery]) -> Callable[[Co
     return operation
 
 
-def delete(message_id: str) -> Callable[[Connection], bool]:
-    """Remove a message and its deliveries, keeping its key; False if it is not there."""
+def body(message_id: str) -> Callable[[Connection], bytes | None]:
+    """The frames of a small message, if they are kept with its row."""
 
-    def operation(connection: Connection) -> bool:
-        connection.execute("DELETE FROM deliveries WHERE message = ?", (message_id,))
-        return connection.execute("DELETE FROM messages WHERE id = ?", (message_id,)).rowcount > 0
+    def query(connection: Connection) -> bytes | None:
+        row: tuple[bytes] | None = connection.execute(
+            "SELECT data FROM bodies WHERE seq = (SELECT seq FROM messages WHERE id = ?)", (message_id,)
+        ).fetchone()
+        return None if row is None else row[0]
 
-    return operation
+    return query
+
+
+def bodies(message_ids: Sequence[str]) -> Callable[[Connection], dict[str, bytes]]:
+    """The frames of those of the messages that are kept with their rows."""
+    wanted = json.dumps(list(message_ids))
+
+    def query(connection: Connection) -> dict[str, bytes]:
+        return dict(
+            connection.execute(
+                "SELECT id, data FROM messages JOIN bodies USING (seq) "
+                "WHERE id IN (SELECT value FROM json_each(?))",
+                (wanted,),
+            )
+        )
+
+    return query
 
 
 def receipt(topic: str, key: str) -> Callable[[Connection], Receipt | None]:
@@ -125,54 +162,58 @@ def message(message_id: str) -> Callable[[Connection], MessageInfo | None]:
 
     def query(connection: Connection) -> MessageInfo | None:
         row: Row | None = connection.execute(
-            f"SELECT {_COLUMNS} FROM messages WHERE id = ?", (message_id,)
+            f"SELECT {COLUMNS} FROM messages WHERE id = ?", (message_id,)
         ).fetchone()
-        return None if row is None else _info(row)
+        return None if row is None else to_info(row)
 
     return query
 
 
 def listing(
-    pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"]
+    pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool
 ) -> Callable[[Connection], list[MessageInfo]]:
-    """Messages with matching topics by seq, behind ``after``."""
-    condition, values = _where(pattern)
+    """Messages with matching topics by seq, behind ``after``; or dead letters only."""
+    condition, values = where(pattern)
+    if dead:
+        condition += " AND dead IS NOT NULL"
     beyond = "seq > ?" if order == "asc" else "seq < ?"
     if after is None:
         after = 0 if order == "asc" else 2**63 - 1
 
     def query(connection: Connection) -> list[MessageInfo]:
         rows = connection.execute(
-            f"SELECT {_COLUMNS} FROM messages WHERE {beyond} AND {condition} ORDER BY seq {order} LIMIT ?",
+            f"SELECT {COLUMNS} FROM messages WHERE {beyond} AND {condition} ORDER BY seq {order} LIMIT ?",
             (after, *values, limit),
         )
-        return [_info(row) for row in rows]
+        return [to_info(row) for row in rows]
 
     return query
 
 
-def scan(pattern: str, after: int, limit: int) -> Callable[[Connection], tuple[list[MessageInfo], int]]:
-    """The next messages after a seq, and the seq up to which there are no others."""
-    following = listing(pattern, after, limit, "asc")
+def next_match(pattern: str, after: int) -> Callable[[Connection], int]:
+    """The seq of the first matching message behind a seq; see ``Store.next_match``."""
+    condition, values = where(pattern)
 
-    def query(connection: Connection) -> tuple[list[MessageInfo], int]:
+    def query(connection: Connection) -> int:
         # The end is read first: what is sealed between the two statements has a seq beyond it.
-        end = last_seq(connection)
-        found = following(connection)
-        if len(found) < limit:
-            return found, max([after, end, *(info.seq or 0 for info in found[-1:])])
-        return found, found[-1].seq or after
+        end = max(after, last_seq(connection)) + 1
+        row: tuple[int] | None = connection.execute(
+            f"SELECT seq FROM messages WHERE seq > ? AND {condition} ORDER BY seq LIMIT 1", (after, *values)
+        ).fetchone()
+        return end if row is None else row[0]
 
     return query
 
 
 def backlog(pattern: str, after: int) -> Callable[[Connection], int]:
-    """Number of matching messages after a seq."""
-    condition, values = _where(pattern)
+    """Number of matching messages after a seq that can be delivered."""
+    condition, values = where(pattern)
 
     def query(connection: Connection) -> int:
         return connection.execute(
-            f"SELECT count(*) FROM messages WHERE seq > ? AND {condition}", (after, *values)
+            f"SELECT count(*) FROM messages WHERE seq > ? AND {condition} "
+            "AND id NOT IN (SELECT id FROM damaged)",
+            (after, *values),
         ).fetchone()[0]
 
     return query
@@ -181,16 +222,14 @@ def backlog(pattern: str, after: int) -> Callable[[Connection], int]:
 def topics(connection: Connection) -> list[TopicInfo]:
     """What is stored under each topic."""
     rows = connection.execute(
-        "SELECT topic, count(*), sum(bytes), min(seq), max(seq) FROM messages GROUP BY topic ORDER BY topic"
+        "SELECT topic, messages, bytes, (SELECT min(seq) FROM messages WHERE messages.topic = usage.topic), "
+        "(SELECT max(seq) FROM messages WHERE messages.topic = usage.topic) FROM usage ORDER BY topic"
     )
     return [TopicInfo(*row) for row in rows]
 
 
 def totals(connection: Connection) -> tuple[int, int]:
     """Messages and bytes."""
-    return connection.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM messages").fetchone()
-
-
-def sizes(connection: Connection) -> dict[str, int]:
-    """Bytes of every message by id."""
-    return dict(connection.execute("SELECT id, bytes FROM messages"))
+    return connection.execute(
+        "SELECT coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM usage"
+    ).fetchone()

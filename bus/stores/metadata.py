@@ -1,19 +1,26 @@
-"""The SQLite file with the rows: one thread that writes, one that reads.
+"""The SQLite file with the rows: one thread that writes, one that reads, one that tidies.
 
 Group commit. A transaction costs an fsync, whatever it holds. So the writing thread takes everything that
-waits for it, runs it in one transaction, and lets all of them go when that is on the disk: the more there is
-to do at once, the less each costs. Reads go to a second connection, which sees the last commit and waits for
-no writer.
+waits for it, in the order in which it was given, runs it in one transaction, and lets all of them go when
+that is on the disk: the more there is to do at once, the less each costs. Reads go to a second connection,
+which sees the last commit and waits for no writer.
+
+A commit appends to the write-ahead log. To bring the log's pages into the file takes longer than a commit and
+two more syncs, so a third thread does it with a connection of its own, while commits go on. The log begins
+anew once a commit finds that all of it was brought over. Under steady load that would never be so; hence the
+limit beyond which the writing thread brings over the rest itself, which is little then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,12 +29,27 @@ from typing import Generic, TypeVar
 from tensorbus.bus.topics import matches
 from tensorbus.errors import StorageError, StorageFull, StoreVersion
 
+from .base import Space
+from .syncing import Syncing
+
 T = TypeVar("T")
 
 VERSION = 2
 """``PRAGMA user_version`` of the files that this release writes."""
 
 _LARGEST_GROUP = 256
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SYNC_FAILED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+_TIDY_AFTER = 256
+"""Changes after which the log's pages are brought into the file."""
+_LONGEST_LOG = 4000
+"""Pages of the log, of 4 KiB, beyond which the writing thread brings over what the tidying one has left."""
+_LOG_BYTES = 18 * 1024 * 1024
+"""What is kept of a log that begins anew: nearly all. To write over a file costs one write of
+the disk, to append to it two, since its new length has to be written as well."""
+_LOG_AT_REST = 4 * 1024 * 1024
+"""What is kept of one that nothing was appended to for a while."""
+_CACHE_KIB = 4096
 
 _SCHEMA = """
 CREATE TABLE messages (
@@ -51,10 +73,20 @@ CREATE TABLE messages (
 );
 CREATE INDEX messages_by_topic ON messages (topic, seq);
 CREATE INDEX messages_by_time ON messages (sealed);
-CREATE INDEX messages_by_owner ON messages (owner) WHERE owner IS NOT NULL;
+CREATE INDEX messages_that_are_dead ON messages (seq) WHERE dead IS NOT NULL;
 CREATE TABLE bodies (
-    id TEXT PRIMARY KEY,
+    seq INTEGER PRIMARY KEY,
     data BLOB NOT NULL
+);
+CREATE TABLE usage (
+    topic TEXT PRIMARY KEY,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE owners (
+    owner TEXT PRIMARY KEY,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE keys (
     topic TEXT NOT NULL,
@@ -65,9 +97,10 @@ CREATE TABLE keys (
     frames INTEGER NOT NULL,
     digest TEXT NOT NULL,
     stored REAL NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (topic, key)
 ) WITHOUT ROWID;
-CREATE INDEX keys_by_time ON keys (stored);
+CREATE INDEX keys_of_the_gone ON keys (topic, stored) WHERE gone = 1;
 CREATE TABLE uploads (
     id TEXT PRIMARY KEY,
     topic TEXT NOT NULL,
@@ -93,7 +126,8 @@ CREATE TABLE consumers (
     uid TEXT NOT NULL UNIQUE,
     config TEXT NOT NULL,
     position INTEGER NOT NULL,
-    created REAL NOT NULL
+    created REAL NOT NULL,
+    owner TEXT
 ) WITHOUT ROWID;
 CREATE TABLE deliveries (
     consumer TEXT NOT NULL,
@@ -102,16 +136,42 @@ CREATE TABLE deliveries (
     attempt INTEGER NOT NULL,
     due REAL NOT NULL,
     settled INTEGER NOT NULL,
+    returned INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (consumer, message)
 ) WITHOUT ROWID;
 CREATE INDEX deliveries_by_message ON deliveries (message);
+CREATE INDEX deliveries_ahead ON deliveries (consumer, seq) WHERE settled = 1;
+CREATE TRIGGER message_listed AFTER INSERT ON messages BEGIN
+    INSERT INTO usage (topic, messages, bytes) VALUES (new.topic, 1, new.bytes)
+        ON CONFLICT (topic) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
+    INSERT INTO owners (owner, messages, bytes) SELECT new.owner, 1, new.bytes WHERE new.owner IS NOT NULL
+        ON CONFLICT (owner) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
+    DELETE FROM bodies WHERE seq = old.seq;
+    DELETE FROM deliveries WHERE message = old.id;
+    DELETE FROM damaged WHERE id = old.id;
+    UPDATE keys SET gone = 1 WHERE topic = old.topic AND key = old.key AND id = old.id;
+    UPDATE usage SET messages = messages - 1, bytes = bytes - old.bytes WHERE topic = old.topic;
+    DELETE FROM usage WHERE topic = old.topic AND messages = 0;
+    UPDATE owners SET messages = messages - 1, bytes = bytes - old.bytes WHERE owner = old.owner;
+    DELETE FROM owners WHERE owner = old.owner AND messages = 0;
+END;
 """
 
 
 def as_storage_error(problem: sqlite3.Error | OSError, path: Path) -> StorageError:
     """What SQLite or the system says, as an error that tells the caller what to do."""
     text = f"{path}: {problem}"
-    full = isinstance(problem, sqlite3.Error) and problem.sqlite_errorcode == sqlite3.SQLITE_FULL
+    if isinstance(problem, sqlite3.Error):
+        if problem.sqlite_errorcode & 0xFF in _CORRUPT:
+            return StorageError(
+                f"{text}; the file is damaged. Restore the data directory from a backup, or let "
+                "`sqlite3 meta.db .recover` save what there is; docs/durability.md says how"
+            )
+        full = problem.sqlite_errorcode == sqlite3.SQLITE_FULL
+    else:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
     if full:
         return StorageFull(text + "; free space on the disk that holds the data directory")
     return StorageError(text)
@@ -120,7 +180,7 @@ def as_storage_error(problem: sqlite3.Error | OSError, path: Path) -> StorageErr
 @dataclass(frozen=True, slots=True)
 class _Change(Generic[T]):
     operation: Callable[[sqlite3.Connection], T]
-    outcome: Future[T]
+    outcome: asyncio.Future[T]
 
 
 class Metadata:
@@ -129,64 +189,84 @@ class Metadata:
     Args:
         path: the file; it is made if it is missing.
         before_commit: called in the writing thread before every commit, which fails if it raises OSError.
+        syncing: when a commit gets onto the disk.
     """
 
-    def __init__(self, path: Path, before_commit: Callable[[], None]) -> None:
+    def __init__(self, path: Path, before_commit: Callable[[], None], syncing: Syncing | None = None) -> None:
         self._path = path
         self._before_commit = before_commit
+        self._syncing = syncing or Syncing()
         self._waiting: SimpleQueue[_Change[object] | None] = SimpleQueue()
+        self._changes = 0
+        self._changes_seen = 0
+        self._tidy = threading.Event()
+        self._tidying = threading.Lock()
         self._writer: threading.Thread | None = None
+        self._tidier: threading.Thread | None = None
         self._reader: ThreadPoolExecutor | None = None
         self._closed = False
 
     def open(self) -> None:
-        """Check the version, make the tables if the file is new, and start both threads. Blocks.
+        """Check the version, make the tables if the file is new, and start the threads. Blocks.
 
         Raises:
-            StoreVersion: a newer release has written the file; it is left as it is.
+            StoreVersion: another release has written the file; it is left as it is.
             StorageError: it is no database, or cannot be read or written.
         """
         try:
             self._prepare()
             self._write_connection = self._connect()
+            self._write_connection.execute(f"PRAGMA wal_autocheckpoint = {_LONGEST_LOG}")
+            self._tidy_connection = self._connect()
+            # It waits for no reader, since commits would wait with it.
+            self._tidy_connection.execute("PRAGMA busy_timeout = 50")
             self._read_connection = self._connect()
         except sqlite3.Error as problem:
             raise as_storage_error(problem, self._path) from problem
-        self._read_connection.create_function("topic_matches", 2, matches, deterministic=True)
+        for connection in (self._read_connection, self._write_connection):
+            connection.create_function("topic_matches", 2, matches, deterministic=True)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tensorbus-read")
         self._writer = threading.Thread(target=self._write_groups, name="tensorbus-commit", daemon=True)
         self._writer.start()
+        self._tidier = threading.Thread(target=self._tidy_up, name="tensorbus-tidy", daemon=True)
+        self._tidier.start()
 
     def close(self) -> None:
-        """Commit what waits, stop both threads and close the file. Blocks; idempotent."""
-        if self._writer is None or self._reader is None:
+        """Commit what waits, stop the threads and close the file. Blocks; idempotent."""
+        if self._writer is None or self._reader is None or self._tidier is None:
             return
         self._closed = True
         self._waiting.put(None)
         self._writer.join()
+        late: list[_Change[object]] = []
         while not self._waiting.empty():
-            late = self._waiting.get()
-            if late is not None and late.outcome.set_running_or_notify_cancel():
-                late.outcome.set_exception(self._is_closed())
+            if (change := self._waiting.get()) is not None:
+                late.append(change)
+        _tell_failure(late, self._is_closed())
+        self._tidy.set()
+        self._tidier.join()
         self._reader.shutdown()
-        self._read_connection.close()
-        self._write_connection.close()
-        self._writer = self._reader = None
+        with self._tidying:
+            pass  # nobody uses the connections any more
+        for connection in (self._read_connection, self._tidy_connection, self._write_connection):
+            connection.close()
+        self._writer = self._reader = self._tidier = None
 
     async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``operation`` in the next transaction; its result, once that is on the disk.
 
-        The operation may be part of a larger transaction: it raises nothing but sqlite3.Error, with which the
-        whole group fails. Once begun it is carried through, even if the caller is cancelled.
+        Operations run in the order of the calls. One may be part of a larger transaction: it raises nothing
+        but sqlite3.Error, with which the whole group fails. Once begun it is carried through, even if the
+        caller is cancelled.
 
         Raises:
             StorageFull, StorageError: nothing of the operation was stored.
         """
         if self._closed:
             raise self._is_closed()
-        outcome: Future[T] = Future()
-        self._waiting.put(_Change(operation, outcome))  # pyright: ignore[reportArgumentType] # Future is invariant
-        return await asyncio.wrap_future(outcome)
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.put(_Change(operation, outcome))  # pyright: ignore[reportArgumentType] # invariant
+        return await outcome
 
     def read_now(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """As ``read``, in the calling thread, while nobody else reads yet: for recovery. Blocks."""
@@ -204,15 +284,69 @@ class Metadata:
         except sqlite3.Error as problem:
             raise as_storage_error(problem, self._path) from problem
 
+    def read_blocking(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """As ``read``, for a worker thread. Blocks."""
+        if self._closed or self._reader is None:
+            raise self._is_closed()
+        try:
+            return self._reader.submit(query, self._read_connection).result()
+        except sqlite3.Error as problem:
+            raise as_storage_error(problem, self._path) from problem
+
+    def read_apart(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """As ``read_blocking``, on a connection of its own: for what takes long and shall hold up nobody."""
+        try:
+            with closing(self._connect()) as connection:
+                return query(connection)
+        except sqlite3.Error as problem:
+            raise as_storage_error(problem, self._path) from problem
+
+    @property
+    def log(self) -> Path:
+        """The file that commits are appended to."""
+        return self._path.with_name(self._path.name + "-wal")
+
+    async def space(self) -> Space:
+        """What the file and its log take."""
+
+        def query(connection: sqlite3.Connection) -> Space:
+            page, pages, free = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+            log = self.log.stat().st_size if self.log.exists() else 0
+            return Space(page * (pages - free), page * free, log)
+
+        return await self.read(query)
+
+    async def give_back(self, size: int) -> None:
+        """Give up to ``size`` free bytes of the file back to the disk; ``tidy`` does it then."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            page: int = connection.execute("PRAGMA page_size").fetchone()[0]
+            # Each step of the statement frees a page, so all of its rows have to be taken.
+            connection.execute(f"PRAGMA incremental_vacuum({max(1, size // page)})").fetchall()
+
+        await self.write(operation)
+
+    async def tidy(self) -> None:
+        """Bring the log over; give its space back too if nothing was written since the last call."""
+        await asyncio.to_thread(self._bring_over, shorten=True)
+
     def _is_closed(self) -> StorageError:
         return StorageError(f"{self._path} is closed")
 
     # --- opening -------------------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        # NORMAL syncs no commit, but still what keeps the file whole when the log is brought over.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncing.at_once else 'NORMAL'}")
         connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         return connection
 
     def _prepare(self) -> None:
@@ -223,6 +357,14 @@ class Metadata:
                     f"{self._path} was written by a newer release (format {version}, this one knows "
                     f"{VERSION}); use that release, or another data directory"
                 )
+            if 0 < version < VERSION:
+                raise StoreVersion(
+                    f"{self._path} was written by an older release (format {version}, this one needs "
+                    f"{VERSION}); fetch the messages with that release, or use another data directory"
+                )
+            if version == 0:
+                # Free pages can be given back; this can only be said while the file is empty.
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             if version == 0:
                 connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
@@ -235,7 +377,7 @@ class Metadata:
             group: list[_Change[object]] = []
             change = self._waiting.get()
             while change is not None:
-                if change.outcome.set_running_or_notify_cancel():
+                if not change.outcome.cancelled():
                     group.append(change)
                 if len(group) == _LARGEST_GROUP:
                     break
@@ -250,20 +392,27 @@ class Metadata:
     def _commit(self, group: list[_Change[object]]) -> None:
         connection = self._write_connection
         try:
+            self._syncing.check_writable()
             connection.execute("BEGIN IMMEDIATE")
             results = [change.operation(connection) for change in group]
             self._before_commit()
+            started = time.perf_counter()
             connection.execute("COMMIT")
+            self._syncing.committed(time.perf_counter() - started)
         except BaseException as problem:
+            if isinstance(problem, sqlite3.Error) and problem.sqlite_errorcode in _SYNC_FAILED:
+                self._syncing.fail(f"{self._path}: a commit could not be synced: {problem}")
             self._roll_back(connection)
             failure = problem
             if isinstance(problem, sqlite3.Error | OSError) and not isinstance(problem, StorageError):
                 failure = as_storage_error(problem, self._path)
-            for change in group:
-                change.outcome.set_exception(failure)
+            _tell_failure(group, failure)
             return
-        for change, result in zip(group, results, strict=True):
-            change.outcome.set_result(result)
+        _tell(group, results)
+        before = self._changes
+        self._changes += len(group)
+        if before // _TIDY_AFTER != self._changes // _TIDY_AFTER:
+            self._tidy.set()
 
     @staticmethod
     def _roll_back(connection: sqlite3.Connection) -> None:
@@ -272,3 +421,51 @@ class Metadata:
                 connection.execute("ROLLBACK")
         except sqlite3.Error:
             pass  # the failure that led here is the one to report; SQLite rolls back on its own
+
+    # --- the tidying thread --------------------------------------------------------------------------
+
+    def _tidy_up(self) -> None:
+        while not self._closed:
+            self._tidy.wait()
+            self._tidy.clear()
+            self._bring_over(shorten=False)
+
+    def _bring_over(self, *, shorten: bool) -> None:
+        """What fails is done over by the next call, from where the last good one ended; the log stays."""
+        with self._tidying, suppress(sqlite3.Error, OSError):
+            if self._closed:
+                return
+            self._tidy_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            if not shorten:
+                return
+            quiet = self._changes == self._changes_seen
+            self._changes_seen = self._changes
+            if quiet and self.log.stat().st_size > _LOG_AT_REST:
+                self._tidy_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _tell(group: Sequence[_Change[object]], results: Sequence[object]) -> None:
+    """Let the callers go: one call into their event loop for all of them."""
+
+    def deliver() -> None:
+        for change, result in zip(group, results, strict=True):
+            if not change.outcome.done():
+                change.outcome.set_result(result)
+
+    _in_loop(group, deliver)
+
+
+def _tell_failure(group: Sequence[_Change[object]], failure: BaseException) -> None:
+    def deliver() -> None:
+        for change in group:
+            if not change.outcome.done():
+                change.outcome.set_exception(failure)
+
+    _in_loop(group, deliver)
+
+
+def _in_loop(group: Sequence[_Change[object]], deliver: Callable[[], None]) -> None:
+    """A metadata file belongs to one event loop; if that is closed, nobody waits any more."""
+    if group:
+        with suppress(RuntimeError):
+            group[0].outcome.get_loop().call_soon_threadsafe(deliver)

@@ -30,6 +30,8 @@ class HalfQuantizer(Quantizer):
     float64 is rounded to float32 on the way.
     """
 
+    clips = True
+
     half: ClassVar[DType]
     """The 16-bit dtype."""
 

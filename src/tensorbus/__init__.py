@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Progress,
         Receipt,
         Subscription,
+        TlsSettings,
     )
     from tensorbus.codecs.item import Item, ItemSpec
     from tensorbus.codecs.pipeline import Pipeline
@@ -47,6 +48,7 @@ _HOMES = {
     "Subscription": "tensorbus.bus.client",
     "Task": "tensorbus.aggregator.participant",
     "TensorbusError": "tensorbus.errors",
+    "TlsSettings": "tensorbus.bus.client",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "Subscription",
     "Task",
     "TensorbusError",
+    "TlsSettings",
     "__version__",
 ]
 

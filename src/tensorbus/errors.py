@@ -212,6 +212,13 @@ class StorageFull(StorageError):
     slug = "storage-full"
 
 
+class StoreReadOnly(StorageError):
+    """Writing failed in a way that leaves no trust in what would follow; what is stored is still delivered."""
+
+    status = 503
+    slug = "store-read-only"
+
+
 class StoreInUse(StorageError):
     """Another broker holds the data directory."""
 
@@ -219,7 +226,7 @@ class StoreInUse(StorageError):
 
 
 class StoreVersion(StorageError):
-    """The data directory was written by a newer version."""
+    """The data directory was written in a format of another release."""
 
     slug = "store-version"
 
@@ -236,6 +243,12 @@ class PortInUse(TensorbusError, OSError):
     slug = "port-in-use"
 
 
+class InvalidCertificate(TensorbusError, OSError):
+    """A file of certificates or keys cannot be used."""
+
+    slug = "invalid-certificate"
+
+
 # --- the client --------------------------------------------------------------------------------------
 
 
@@ -244,6 +257,13 @@ class BrokerUnavailable(TensorbusError, ConnectionError):
 
     status = 503
     slug = "broker-unavailable"
+
+
+class UntrustedPeer(TensorbusError, ConnectionError):
+    """The client does not trust the broker's certificate, or the broker not the client's."""
+
+    status = 502
+    slug = "untrusted-peer"
 
 
 class ClientClosed(TensorbusError, RuntimeError):

@@ -150,9 +150,9 @@ async def test_a_cut_download_resumes(proxy: CuttingProxy) -> None:
     assert told[-1] == Progress(receipt.bytes_on_wire, receipt.bytes_on_wire, SIZE, SIZE, None)
 
 
-async def test_a_cut_upload_is_sent_again(proxy: CuttingProxy) -> None:
+async def test_a_cut_upload_goes_on(proxy: CuttingProxy) -> None:
     """An upload that is cut twice is stored once, and its progress never goes back."""
-    proxy.cuts_up[:] = [4_000_000, 9_000_000]
+    proxy.cuts_up[:] = [4_000_000, 5_000_000]
     told: list[Progress] = []
     async with Client(proxy.url, settings=SETTINGS) as bus:
         receipt = await bus.publish("models.cut", CONTAINER, progress=told.append)

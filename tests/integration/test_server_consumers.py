@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ async def requests_in_flight(http: aiohttp.ClientSession) -> int:
         ("POST", PULL, {"max": 0}, 400),
         ("POST", PULL, {"max": 10**9}, 400),
         ("POST", PULL, {"wait": 1e9}, 400),
+        ("POST", PULL, {"inline": -1}, 400),
+        ("POST", PULL, {"inline": 1 << 21}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"seq": 0}}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"time": "2999-01-01T00:00:00Z"}}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "backoff": [1, 2], "max_deliver": 1}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "dead_letter": "a.>"}, 400),
+        ("DELETE", "/v1/dead-letters", None, 400),
+        ("GET", "/v1/dead-letters?limit=0", None, 400),
+        ("POST", "/v1/messages/x/replay", None, 400),
     ],
 )
 async def test_malformed_requests_are_explained(
@@ -165,3 +175,58 @@ async def test_bodies_that_are_no_json_are_explained(http: aiohttp.ClientSession
     async with http.post(PULL, data=body, headers={"Content-Type": "application/json"}) as answer:
         assert answer.status == 400
         assert answer.content_type == "application/problem+json"
+
+
+async def test_a_small_message_comes_with_its_delivery(http: aiohttp.ClientSession) -> None:
+    """With ``inline``, the frames are in the answer, in base64, as they would be downloaded."""
+    name = await publish(http)
+    await call(http, "PUT", "/v1/consumers/aggregator", WANTED)
+    [delivery] = await pulled(http, inline=65536)
+    async with http.get(f"/v1/messages/{name}/frames") as answer:
+        assert base64.b64decode(delivery["frames"]) == await answer.read()
+    await call(http, "POST", f"{PULL}/{delivery['token']}/nak")
+    [again] = await pulled(http)
+    assert "frames" not in again
+
+
+async def test_many_are_settled_in_one_request(http: aiohttp.ClientSession) -> None:
+    """The answer names those that failed and why; the others are done."""
+    for _ in range(3):
+        await publish(http)
+    await call(http, "PUT", "/v1/consumers/aggregator", WANTED)
+    tokens = [delivery["token"] for delivery in await pulled(http, max=3)]
+    where = "/v1/consumers/aggregator"
+    assert await call(http, "POST", f"{where}/in_progress", {"tokens": tokens}) == (200, {"failed": []})
+    given_back = {"tokens": tokens[:1], "delay": 60, "unread": True}
+    assert await call(http, "POST", f"{where}/naks", given_back) == (200, {"failed": []})
+    status, outcomes = await call(http, "POST", f"{where}/acks", {"tokens": [*tokens, "made-up"]})
+    assert status == 200
+    assert [(failed["token"], failed["status"], failed["type"]) for failed in outcomes["failed"]] == [
+        (tokens[0], 409, "urn:tensorbus:problem:already-settled"),
+        ("made-up", 404, "urn:tensorbus:problem:not-found"),
+    ]
+    bad: list[object] = [{}, {"tokens": []}, {"tokens": "x"}, {"tokens": [1]}, {"tokens": ["x"] * 257}]
+    for wrong in bad:
+        assert (await call(http, "POST", f"{where}/acks", wrong))[0] == 400
+    assert (await call(http, "POST", "/v1/consumers/nobody/acks", {"tokens": tokens}))[0] == 404
+
+
+async def test_dead_letters_are_listed_replayed_and_removed(http: aiohttp.ClientSession) -> None:
+    """A refused message lies on the dead-letter topic with a note; curl can bring it back or remove it."""
+    name = await publish(http)
+    await publish(http)
+    await call(http, "PUT", "/v1/consumers/aggregator", WANTED)
+    for delivery in await pulled(http, max=2):
+        refused = await call(http, "POST", f"{PULL}/{delivery['token']}/term", {"reason": "no good"})
+        assert refused == (204, None)
+    status, page = await call(http, "GET", "/v1/dead-letters?topic=dead.aggregator")
+    first, second = page["messages"]
+    assert (status, first["dead"]["message"], first["dead"]["reason"]) == (200, name, "no good")
+    status, again = await call(http, "POST", f"/v1/messages/{first['id']}/replay")
+    assert (status, again["topic"], again["dead"]) == (201, "fl.sft.updates", None)
+    assert [delivery["message"]["id"] for delivery in await pulled(http, max=9)] == [again["id"]]
+    assert (await call(http, "POST", f"/v1/messages/{again['id']}/replay"))[0] == 409
+    assert (await call(http, "POST", f"/v1/messages/{first['id']}/replay"))[0] == 404
+    status, everyone = await call(http, "POST", f"/v1/messages/{second['id']}/replay", {"everyone": True})
+    assert (status, everyone["topic"]) == (201, "fl.sft.updates")
+    assert await call(http, "DELETE", "/v1/dead-letters?topic=dead.*") == (200, {"removed": 0})

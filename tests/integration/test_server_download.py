@@ -257,7 +257,7 @@ async def figure(http: aiohttp.ClientSession, name: str) -> int:
     """One figure of /metrics."""
     async with http.get("/metrics") as answer:
         lines = (await answer.text()).splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"tensorbus_{name} ")))
+    return int(float(next(line.split()[1] for line in lines if line.startswith(f"tensorbus_{name} "))))
 
 
 async def silent_reader(url: str, path: str) -> socket.socket:

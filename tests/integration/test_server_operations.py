@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +13,6 @@ from openapi_spec_validator import validate
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.server import ServerSettings
-from tensorbus.bus.server.logs import JsonLines
 from tensorbus.bus.server.server import build_app
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.bus.testing import running_broker
@@ -65,29 +62,6 @@ async def test_health_and_readiness(http: aiohttp.ClientSession) -> None:
     for path, status in (("/healthz", "alive"), ("/readyz", "ready")):
         async with http.get(path) as answer:
             assert (answer.status, await answer.json()) == (200, {"status": status})
-
-
-async def test_figures_count_what_happened(http: aiohttp.ClientSession) -> None:
-    """/metrics is Prometheus text whose figures move with the messages."""
-    receipt: dict[str, Any] = {}
-    for _ in range(3):
-        async with http.post("/v1/topics/demo/messages", data=b"x" * 1000) as answer:
-            receipt = await answer.json()
-    async with http.get(f"/v1/messages/{receipt['id']}/frames") as answer:
-        await answer.read()
-    async with http.get("/metrics") as answer:
-        assert answer.content_type == "text/plain"
-        lines = (await answer.text()).splitlines()
-    figures = {
-        name: int(value) for name, value in (line.split() for line in lines if not line.startswith("#"))
-    }
-    assert figures["tensorbus_messages"] == 3
-    assert figures["tensorbus_sealed_messages_total"] == 3
-    assert figures["tensorbus_received_bytes_total"] == 3000
-    assert figures["tensorbus_sent_bytes_total"] == receipt["bytes"]
-    assert figures["tensorbus_open_uploads"] == figures["tensorbus_open_downloads"] == 0
-    for name in figures:
-        assert f"# TYPE {name} " in "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +114,3 @@ async def test_the_unexpected_tells_nothing_to_the_outside(
         finally:
             await runner.cleanup()
     assert "hunter2" in caplog.text
-
-
-async def test_log_lines_name_the_message(
-    http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each request is one line; as JSON it has the message's id, the status and the time it took."""
-    with caplog.at_level(logging.INFO, logger="tensorbus.access"):
-        async with http.post("/v1/topics/demo/messages", data=b"x") as answer:
-            name = (await answer.json())["id"]
-    [record] = [record for record in caplog.records if record.name == "tensorbus.access"]
-    assert f"message {name}" in record.getMessage()
-    line = json.loads(JsonLines().format(record))
-    assert (line["message"], line["status"], line["method"]) == (name, 201, "POST")
-    assert line["ms"] >= 0

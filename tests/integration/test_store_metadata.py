@@ -47,7 +47,7 @@ def metadata(tmp_path: Path, disk: Disk) -> Iterator[Metadata]:
 
 
 class Insert:
-    """Adds a consumer's row; the row's number is the result."""
+    """Adds a row; its number is the result."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -55,13 +55,13 @@ class Insert:
     def __call__(self, connection: sqlite3.Connection) -> int:
         """Run in the writing thread."""
         name = f"c{self._number}"
-        connection.execute("INSERT INTO consumers VALUES (?, ?, '{}', 0, 0)", (name, name))
+        connection.execute("INSERT INTO policies (name, config, created) VALUES (?, '{}', 0)", (name,))
         return self._number
 
 
 def count(connection: sqlite3.Connection) -> int:
     """Number of rows."""
-    return connection.execute("SELECT count(*) FROM consumers").fetchone()[0]
+    return connection.execute("SELECT count(*) FROM policies").fetchone()[0]
 
 
 async def test_changes_that_wait_together_share_one_commit(metadata: Metadata, disk: Disk) -> None:

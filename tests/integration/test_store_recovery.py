@@ -15,6 +15,7 @@ from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.file import FileStore
+from tensorbus.bus.stores.metadata import VERSION
 from tensorbus.errors import NotFound, StorageError, StoreDamaged, StoreInUse, StoreVersion
 from tensorbus.streaming.raw import RawEncoder
 
@@ -106,19 +107,21 @@ async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
             assert (await publish(broker, body())).seq == 1
 
 
-async def test_a_directory_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "words"), [(VERSION + 1, "newer release"), (1, "older release")])
+async def test_a_directory_of_another_release_is_left_alone(tmp_path: Path, version: int, words: str) -> None:
     """It is refused before anything is written to it."""
     async with Broker(FileStore(tmp_path)) as broker:
         await publish(broker, body())
+    kept = len(list((tmp_path / "frames").iterdir()))
     meta = tmp_path / "meta.db"
     with sqlite3.connect(meta) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     before = meta.read_bytes()
-    with pytest.raises(StoreVersion, match="newer release"):
+    with pytest.raises(StoreVersion, match=words):
         await Broker(FileStore(tmp_path)).start()
     assert meta.read_bytes() == before
-    assert len(list((tmp_path / "frames").iterdir())) == 1
+    assert len(list((tmp_path / "frames").iterdir())) == kept
 
 
 async def test_a_directory_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:

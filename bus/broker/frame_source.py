@@ -1,0 +1,63 @@
+"""The frames of one message where the store has them: in a file, or, of a small message, in a row."""
+
+from __future__ import annotations
+
+import os
+
+from tensorbus.errors import StoreDamaged
+
+
+class FrameSource:
+    """Reads at any offset; its methods block, and may be called from any thread until it is closed.
+
+    Attributes:
+        fd: read-only descriptor of the file; None for a body that came with its row.
+        body: that body; None for a file.
+    """
+
+    def __init__(self, frames: int | bytes) -> None:
+        self.fd = frames if isinstance(frames, int) else None
+        self.body = frames if isinstance(frames, bytes) else None
+
+    @property
+    def size(self) -> int:
+        """Bytes there are now. Raises StoreDamaged when the system cannot tell."""
+        if self.fd is None:
+            return len(self.body or b"")
+        try:
+            return os.fstat(self.fd).st_size
+        except OSError as problem:
+            raise _unreadable(0, problem) from problem
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on, as far as there are bytes; how many. Raises StoreDamaged."""
+        if self.fd is None:
+            part = memoryview(self.body or b"")[offset : offset + len(buffer)]
+            buffer[: len(part)] = part
+            return len(part)
+        count = 0
+        try:
+            while count < len(buffer) and (more := os.preadv(self.fd, [buffer[count:]], offset + count)):
+                count += more
+        except OSError as problem:
+            raise _unreadable(offset + count, problem) from problem
+        return count
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes from ``offset`` on. Raises StoreDamaged."""
+        if self.fd is None:
+            return (self.body or b"")[offset : offset + size]
+        try:
+            return os.pread(self.fd, size, offset)
+        except OSError as problem:
+            raise _unreadable(offset, problem) from problem
+
+    def close(self) -> None:
+        """Give the descriptor back. Idempotent."""
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def _unreadable(offset: int, problem: OSError) -> StoreDamaged:
+    return StoreDamaged(f"its frames cannot be read at byte {offset}: {problem.strerror or problem}")

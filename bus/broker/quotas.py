@@ -1,0 +1,100 @@
+"""Room for what is on its way in: kept for it from its beginning, so that it is not refused in the end.
+
+A quota is checked for good when a message is listed, in the same transaction (`Terms`). But nobody should
+send gigabytes to learn then that there is no room for them, and what is on its way takes disk as well. So an
+upload under a quota takes its room when it begins, or as it grows if its size is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensorbus.bus.quotas import too_large
+from tensorbus.bus.stores.base import Store, StoredPolicy, Terms
+
+from .leases import Account, Lease
+from .open_message import OpenMessage, Phase
+from .retention import Retention
+
+
+class Quotas:
+    """The accounts of a broker, by owner and by topic; those that nothing open has a lease in are dropped."""
+
+    def __init__(self, store: Store, retention: Retention) -> None:
+        self._store = store
+        self._retention = retention
+        self._accounts: dict[str, Account] = {}
+
+    def terms(self, message: OpenMessage) -> Terms:
+        """On which an open message may be listed."""
+        max_messages, max_bytes = self._topic_limits(message.topic)
+        policy = self._retention.policy(message.topic)
+        if policy is None:
+            return Terms(owner=message.owner, owner_bytes=message.quota)
+        return Terms(
+            owner=message.owner,
+            owner_bytes=message.quota,
+            max_messages=max_messages,
+            max_bytes=max_bytes,
+            largest=policy.config.max_bytes,
+            quota=_name(policy, message.topic),
+        )
+
+    async def prepare(
+        self, topic: str, owner: str | None, quota: int | None, size: int | None
+    ) -> list[Account]:
+        """The accounts that an upload concerns, as they are now; none for an upload without quotas.
+
+        Raises:
+            LimitExceeded: the topic would never hold ``size`` bytes.
+        """
+        found: list[Account] = []
+        if owner is not None and quota is not None:
+            usage = await self._store.owner_usage(owner)
+            found.append(Account(f"token {owner}", usage, quota, None))
+        max_messages, max_bytes = self._topic_limits(topic)
+        policy = self._retention.policy(topic)
+        if policy is None:
+            return found
+        largest = policy.config.max_bytes
+        if largest is not None and size is not None and size > largest:
+            raise too_large(_name(policy, topic), size, largest)
+        if max_messages is not None or max_bytes is not None:
+            usage = await self._store.topic_usage(topic)
+            found.append(Account(_name(policy, topic), usage, max_bytes, max_messages))
+        return found
+
+    def _topic_limits(self, topic: str) -> tuple[int | None, int | None]:
+        """Messages and bytes beyond which a topic takes nothing."""
+        policy = self._retention.policy(topic)
+        if policy is None or policy.config.discard == "old":
+            return None, None
+        return policy.config.max_messages, policy.config.max_bytes
+
+    def lease(self, accounts: Sequence[Account], size: int | None) -> Lease | None:
+        """Take room for an upload in the accounts prepared for it. Raises QuotaExceeded."""
+        self._accounts = {name: account for name, account in self._accounts.items() if account.leases}
+        return Lease([self._shared(account) for account in accounts], size) if accounts else None
+
+    def ended(self, message: OpenMessage) -> None:
+        """A message was sealed or aborted."""
+        sealed = message.phase is Phase.SEALED
+        if message.lease is not None:
+            message.lease.end(message.info.bytes if sealed else None)
+            message.lease = None
+        if sealed:
+            self._retention.stored(message.id, message.topic)
+
+    def _shared(self, account: Account) -> Account:
+        """The account that the other leases are in, brought up to date."""
+        there = self._accounts.setdefault(account.name, account)
+        there.stored, there.max_bytes, there.max_messages = (
+            account.stored,
+            account.max_bytes,
+            account.max_messages,
+        )
+        return there
+
+
+def _name(policy: StoredPolicy, topic: str) -> str:
+    return f"policy {policy.name} on topic {topic}"

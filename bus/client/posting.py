@@ -1,0 +1,65 @@
+"""Posting: a small message in one request, sent again from the front until it is acknowledged."""
+
+from __future__ import annotations
+
+from tensorbus.bus import messages
+from tensorbus.errors import TensorbusError
+from tensorbus.streaming.container import ContainerEncoder
+
+from .body import Body
+from .connection import Connection, json_object, segment
+from .encoding import Encoding
+from .outgoing import Outgoing
+from .progress import ProgressReporter
+from .stall import stalls_after
+
+
+class Posting:
+    """A message that takes less time to send again than to ask how much of it has come.
+
+    Attributes:
+        furthest: the most bytes of the body that an attempt has sent.
+        resumed: bytes that need not be sent again; none here.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        outgoing: Outgoing,
+        encoder: ContainerEncoder,
+        reporter: ProgressReporter,
+    ) -> None:
+        self._connection = connection
+        self._outgoing = outgoing
+        self._encoder = encoder
+        self._reporter = reporter
+        self.furthest = 0
+        self.resumed = 0
+
+    async def attempt(self) -> messages.Receipt:
+        """One request, from the front."""
+        settings = self._connection.settings
+        body = Body(self._connection, Encoding(self._encoder, settings.threads), self._reporter)
+        try:
+            # Expect: the broker judges topic, key, size and room before the first byte of the body leaves.
+            async with (
+                stalls_after(settings.idle_timeout, body.position),
+                self._connection.request(
+                    "POST",
+                    f"/v1/topics/{segment(self._outgoing.topic)}/messages",
+                    headers={"Idempotency-Key": self._outgoing.key, "Expect": "100-continue"},
+                    data=body,
+                ) as response,
+            ):
+                return messages.Receipt.from_json(await json_object(response))
+        except TensorbusError:
+            # What went wrong on this side comes first: the connection broke because of it.
+            if body.failure is not None:
+                raise body.failure from None
+            raise
+        finally:
+            self.furthest = max(self.furthest, body.sent)
+            await body.settle()
+
+    async def give_up(self, _error: BaseException) -> None:
+        """Nothing is left at the broker."""

@@ -1,0 +1,115 @@
+"""Handing over and settling, each in one transaction: statements on an open connection, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
+from sqlite3 import Connection
+
+from .base import HandedOver, HandOver, StoredDelivery, StoredMessage
+from .consumer_rows import advance, last_seq, put_deliveries
+from .message_rows import COLUMNS, Row, to_info, where
+
+MAX_INLINE_TOTAL = 512 << 10
+"""Bytes of frames that one pull gets along with its deliveries."""
+
+_FRAMES = "CASE WHEN bytes <= ? THEN (SELECT data FROM bodies WHERE bodies.seq = messages.seq) END"
+
+
+class _Inline:
+    """Makes messages of rows, and lets frames go along while there is room for them."""
+
+    def __init__(self) -> None:
+        self._room = MAX_INLINE_TOTAL
+
+    def message(self, row: Row) -> StoredMessage:
+        frames: bytes | None = row[-1]
+        if frames is None or len(frames) > self._room:
+            return StoredMessage(to_info(row))
+        self._room -= len(frames)
+        return StoredMessage(to_info(row), frames)
+
+
+def take(wanted: HandOver, damaged: Container[str]) -> Callable[[Connection], HandedOver]:
+    """Hand messages to a consumer; see ``Store.take``."""
+
+    def operation(connection: Connection) -> HandedOver:
+        inline = _Inline()
+        found = _by_id(connection, wanted, inline)
+        again = tuple(
+            None if delivery.message in damaged else found.get(delivery.message) for delivery in wanted.again
+        )
+        noted = [row for row, message in zip(wanted.again, again, strict=True) if message is not None]
+        new: list[StoredMessage] = []
+        position, more = wanted.position, wanted.limit > 0
+        while more and not new:
+            # Again, where all that was found is passed over: the pull would wait though there is something.
+            rows, position = _following(connection, wanted, position)
+            more = len(rows) == wanted.limit
+            for row in rows:
+                message = inline.message(row)
+                info = message.info
+                if info.dead is not None and wanted.name in info.dead.consumers:
+                    continue  # its own dead letter: it has had this message, and could not deal with it
+                first = StoredDelivery(wanted.consumer, info.id, info.seq or 0, 1, wanted.due)
+                if info.id in damaged:
+                    # Kept for the case that its frames are restored: the position has passed it by then.
+                    noted.append(replace(first, attempt=0))
+                    continue
+                noted.append(first)
+                new.append(message)
+        if noted:
+            put_deliveries(connection, noted)
+            if not advance(connection, wanted.consumer, position):
+                return HandedOver((None,) * len(again), (), wanted.position)  # it was deleted just now
+        return HandedOver(again, tuple(new), position)
+
+    return operation
+
+
+def _by_id(connection: Connection, wanted: HandOver, inline: _Inline) -> dict[str, StoredMessage]:
+    if not wanted.again:
+        return {}
+    rows: list[Row] = connection.execute(
+        f"SELECT {COLUMNS}, {_FRAMES} FROM messages WHERE id IN (SELECT value FROM json_each(?))",
+        (wanted.inline, json.dumps([delivery.message for delivery in wanted.again])),
+    ).fetchall()
+    return {row[1]: inline.message(row) for row in sorted(rows)}
+
+
+def _following(connection: Connection, wanted: HandOver, position: int) -> tuple[list[Row], int]:
+    """The next messages behind a seq that were never handed over, and up to which seq that is all of them."""
+    condition, values = where(wanted.filter)
+    end = min(last_seq(connection), wanted.position + wanted.window)
+    rows: list[Row] = connection.execute(
+        f"SELECT {COLUMNS}, {_FRAMES} FROM messages WHERE seq > ? AND seq <= ? AND {condition} "
+        "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE consumer = ? AND message = messages.id) "
+        "ORDER BY seq LIMIT ?",
+        (wanted.inline, position, end, *values, wanted.consumer, wanted.limit),
+    ).fetchall()
+    if len(rows) == wanted.limit:
+        end = rows[-1][0]
+    return rows, max(position, end)
+
+
+def note(deliveries: Sequence[StoredDelivery]) -> Callable[[Connection], None]:
+    """Write deliveries over what is there."""
+
+    def operation(connection: Connection) -> None:
+        put_deliveries(connection, deliveries)
+
+    return operation
+
+
+def settle(uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> Callable[[Connection], None]:
+    """Deliveries are settled for good; see ``Store.settle``."""
+    passed = [(uid, delivery.message) for delivery in deliveries if delivery.seq <= position]
+    ahead = [replace(delivery, settled=True) for delivery in deliveries if delivery.seq > position]
+
+    def operation(connection: Connection) -> None:
+        connection.executemany("DELETE FROM deliveries WHERE consumer = ? AND message = ?", passed)
+        put_deliveries(connection, ahead)
+        advance(connection, uid, position)
+
+    return operation

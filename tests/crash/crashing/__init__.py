@@ -1,0 +1,1 @@
+"""Broker, publishers and workers as processes that are killed; what they saw is checked."""
