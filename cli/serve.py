@@ -86,6 +86,13 @@ is on disk and is there again at the next start.
     help="Messages that may be published at the same time.",
 )
 @click.option(
+    "--upload-expiry",
+    default=BrokerSettings().upload_expiry / 3600,
+    show_default=True,
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Hours that a resumable upload is kept though nobody goes on with it.",
+)
+@click.option(
     "--sync",
     default="always",
     show_default=True,
@@ -107,6 +114,7 @@ def command(
     shutdown_timeout: float,
     max_message: int,
     max_uploads: int,
+    upload_expiry: float,
     sync: Sync,
     log_json: bool,
     verbose: bool,
@@ -132,7 +140,12 @@ def command(
         idle_timeout=idle_timeout,
         shutdown_timeout=shutdown_timeout,
     )
-    limits = BrokerSettings(max_message_bytes=max_message * MIB, max_open_messages=max_uploads, sync=sync)
+    limits = BrokerSettings(
+        max_message_bytes=max_message * MIB,
+        max_open_messages=max_uploads,
+        upload_expiry=upload_expiry * 3600,
+        sync=sync,
+    )
     with audit_to(access.audit_log) as audit:
         run(serve(data, limits, settings, audit, as_json=as_json))
 

@@ -26,6 +26,10 @@ class Phase(Enum):
     ABORTED = "aborted"
 
 
+_GROWTH = threading.Lock()
+"""Held for a moment by whoever changes how far a message is visible, or begins to wait for that."""
+
+
 class OpenMessage:
     """The present state of one upload; belongs to the event loop, but for what threads tell each other of
     ``visible``, so that a fast follower need not hear of every frame through the loop.
@@ -59,7 +63,7 @@ class OpenMessage:
         self.quota: int | None = None
         self.lease: Lease | None = None
         self.visible = 0
-        self._growth = threading.Condition()
+        self._followers: threading.Condition | None = None
         self.boundary = 0
         self.frames = 0
         self.envelope: Envelope | None = None
@@ -100,14 +104,20 @@ class OpenMessage:
 
     def grow(self, visible: int) -> None:
         """Readers may go as far as ``visible``; from any thread. The loop hears of it otherwise."""
-        with self._growth:
+        with _GROWTH:
             self.visible = max(self.visible, visible)
-            self._growth.notify_all()
+            followers = self._followers
+        if followers is not None:
+            with followers:
+                followers.notify_all()
 
     def grown(self, position: int, patience: float) -> bool:
         """Wait up to ``patience`` seconds for more than up to ``position``; whether there is. Blocks."""
-        with self._growth:
-            return self._growth.wait_for(lambda: self.visible > position, patience)
+        with _GROWTH:
+            # Most messages are small and never have one: it takes time to make.
+            followers = self._followers = self._followers or threading.Condition()
+        with followers:
+            return followers.wait_for(lambda: self.visible > position, patience)
 
     def seal(self, info: MessageInfo, seq: int) -> None:
         """It is on stable storage; ``info`` is the whole but for the seq."""

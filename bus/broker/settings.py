@@ -23,14 +23,14 @@ class BrokerSettings:
         sync_bytes: an upload is written through to the disk in steps of this size while it arrives.
         chunk_bytes: the largest chunk that a reader yields, and so its buffer.
         io_threads: worker threads that write, check and read frame files.
-        inline_bytes: messages up to this size are kept in memory while they come in, and with their rows then;
-            they need no file, and no sync but that of their row.
+        inline_bytes: messages up to this size are kept in memory while they come in, and with their rows
+            then; they need no file, and no sync but that of their row.
         duplicate_window: seconds for which an idempotency key is remembered though its message is gone.
         upload_expiry: seconds for which a resumable upload is kept though nobody goes on with it.
         max_uploads: resumable uploads that are begun and not ended.
         warm_uploads: of those without a writer, how many are kept at hand, so as to go on at once.
-        sync: when what is acknowledged is on stable storage: ``always`` by then, or after so many seconds at the
-            latest, or ``never`` before the system thinks of it. Only a power cut tells them apart.
+        sync: when what is acknowledged is on stable storage: ``always`` by then, or after so many seconds at
+            the latest, or ``never`` before the system thinks of it. Only a power cut tells them apart.
         sweep_interval: seconds between two looks at what has grown old; 0 leaves them to ``Broker.sweep``.
     """
 

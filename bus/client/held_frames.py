@@ -45,7 +45,6 @@ class HeldFrames:
             if frame.kind == Kind.SLICE and frame.header.get("n") == self._item:
                 yield self._frames[frame.offset : frame.end]
 
-
     async def moves(self, take: Take, enough: int) -> AsyncGenerator[None]:
         """Give the bytes to ``take``, here and now."""
         async for piece in self.pieces():

@@ -53,6 +53,7 @@ class Answer:
         self._poll.register(connection, select.POLLIN)
         self._buffer = memoryview(bytearray(BUFFER))
         self._stopped = False
+        self._failure: ConnectionError | None = None
 
     @property
     def ended(self) -> bool:
@@ -73,10 +74,17 @@ class Answer:
 
         Returns whether to wait for more on the event loop. Raises ConnectionError, and what ``take`` raises.
         """
+        if self._failure is not None:
+            raise self._failure
         until = time.monotonic() + STAY
         moved = 0
         while not self._stopped and moved < enough and time.monotonic() < until:
-            count = self._fill(self.to_skip or self._wanted(parser))
+            try:
+                count = self._fill(self.to_skip or self._wanted(parser))
+            except ConnectionError as failure:
+                # What came before counts: it is heard of first.
+                self._failure = failure
+                return False
             if count and self.to_skip:
                 self.to_skip -= count
             elif count:

@@ -16,7 +16,7 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.client import Client, ClientSettings, Progress, Receipt, publishing
@@ -177,7 +177,7 @@ async def quiet(tmp_path: Path, codec: str) -> Receipt:
 async def test_a_cut_message_goes_on(
     place: Place, tmp_path: Path, encoders: list[Recorded], codec: str
 ) -> None:
-    """Cut three times: the same message, each byte of it got once by the broker, each stored slice made once."""
+    """Cut three times: the same message, each byte got once by the broker, each stored slice made once."""
     expected = await quiet(tmp_path, codec)
     encoders.clear()
     size = expected.bytes_on_wire

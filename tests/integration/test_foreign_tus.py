@@ -100,7 +100,7 @@ async def test_tuspy_publishes_and_goes_on(place: Place, file: Path, tmp_path: P
     def upload(stop_at: int | None = None) -> None:
         storage = FileStorage(str(tmp_path / "urls.json"))
         try:
-            TusClient(place.uploads).uploader(
+            TusClient(place.uploads).uploader(  # pyright: ignore[reportUnknownMemberType]
                 str(file), chunk_size=CHUNK, store_url=True, url_storage=storage, upload_checksum=checksum
             ).upload(stop_at=stop_at)
         finally:
@@ -119,7 +119,8 @@ async def test_tuspy_outlives_a_restart_of_the_broker(place: Place, file: Path) 
     uploader_at = asyncio.Queue[int]()
 
     def upload() -> None:
-        uploader = TusClient(place.uploads).uploader(
+        client = TusClient(place.uploads)
+        uploader = client.uploader(  # pyright: ignore[reportUnknownMemberType]
             str(file), chunk_size=CHUNK, retries=100, retry_delay=0.1
         )
         while uploader.offset < file.stat().st_size:

@@ -6,17 +6,17 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
-import google_crc32c
 import pytest
 
 from tensorbus.bus.broker import BrokerSettings
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
+from tensorbus.streaming import checksum as crc32c
 from tensorbus.streaming.raw import RawEncoder
 
 NEW = "/v1/topics/fl.test.updates/uploads"
@@ -52,10 +52,12 @@ async def http(tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def create(http: aiohttp.ClientSession, length: int | None = len(BODY), **headers: str) -> str:
+async def create(
+    http: aiohttp.ClientSession, length: int | None = len(BODY), headers: Mapping[str, str] | None = None
+) -> str:
     """The address of a new upload."""
     size = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
-    async with http.post(NEW, headers=TUS | size | headers) as answer:
+    async with http.post(NEW, headers=TUS | size | dict(headers or {})) as answer:
         assert answer.status == 201, await answer.text()
         assert answer.headers["Tus-Resumable"] == "1.0.0"
         assert answer.headers["Upload-Expires"].endswith("GMT")
@@ -114,15 +116,14 @@ async def test_options_says_what_there_is(http: aiohttp.ClientSession) -> None:
 
 @pytest.mark.parametrize("size", [2000, 300_000, LARGE])
 async def test_a_body_in_parts_becomes_a_message(http: aiohttp.ClientSession, size: int) -> None:
-    """201, then 204s with the offset; the last names the message, and HEAD goes on saying that all is there."""
+    """201, then 204s with the offset; the last names the message, and HEAD says that all is there."""
     body = message(size)
-    url = await create(http, len(body), **{"Upload-Metadata": "name d29ybGQ=,empty"})
+    url = await create(http, len(body), {"Upload-Metadata": "name d29ybGQ=,empty"})
     assert await offset(http, url) == 0
-    step = max(700, len(body) // 3 + 1)
-    at = 0
-    while at < len(body):
-        answer = await add(http, url, at, body[at : at + step])
-        at = min(at + step, len(body))
+    step = len(body) // 3 + 1
+    for start in (0, step, 2 * step):
+        answer = await add(http, url, start, body[start : start + step])
+        at = min(start + step, len(body))
         assert answer.status == 204
         assert answer.headers["Upload-Offset"] == str(at)
         assert ("Tensorbus-Message" in answer.headers) == (at == len(body))
@@ -132,9 +133,10 @@ async def test_a_body_in_parts_becomes_a_message(http: aiohttp.ClientSession, si
                 assert head.headers["Upload-Length"] == str(len(body))
                 assert head.headers["Upload-Metadata"] == "name d29ybGQ=,empty"
                 assert "Upload-Expires" in head.headers
-    assert url == f"/v1/uploads/{answer.headers['Tensorbus-Message']}"
-    assert answer.headers["Content-Location"] == url.replace("uploads", "messages")
-    assert json.loads(answer.headers["Tensorbus-Receipt"])["bytes"] == len(body)
+            continue
+        assert url == f"/v1/uploads/{answer.headers['Tensorbus-Message']}"
+        assert answer.headers["Content-Location"] == url.replace("uploads", "messages")
+        assert json.loads(answer.headers["Tensorbus-Receipt"])["bytes"] == len(body)
     assert await offset(http, url) == len(body)
     assert (await add(http, url, len(body), b"")).status == 204
     await problem(await add(http, url, 5, b""), 409, "conflict")
@@ -185,7 +187,7 @@ async def test_a_part_that_does_not_match_its_checksum_is_dropped(
     half = len(body) // 2
     for start, part in ((0, body[:half]), (half, body[half:])):
         if algorithm == "crc32c":
-            digest = google_crc32c.value(part).to_bytes(4, "big")
+            digest = crc32c.extend(0, part).to_bytes(4, "big")
         else:
             digest = hashlib.new(algorithm, part).digest()
         checksum = {"Upload-Checksum": f"{algorithm} {base64.b64encode(digest).decode()}"}
@@ -278,7 +280,7 @@ async def test_a_method_may_stand_in_a_field(http: aiohttp.ClientSession) -> Non
 async def test_a_key_is_stored_once(http: aiohttp.ClientSession) -> None:
     """A second creation under a key that is stored is told where it is, and that it is complete."""
     key = {"Idempotency-Key": "round-1/a"}
-    url = await create(http, **key)
+    url = await create(http, headers=key)
     await add(http, url, 0, BODY)
     async with http.post(NEW, headers=TUS | key | {"Upload-Length": "77"}) as answer:
         assert answer.status == 201
@@ -290,11 +292,11 @@ async def test_a_key_is_stored_once(http: aiohttp.ClientSession) -> None:
 async def test_the_same_source_under_the_same_key_is_the_same_upload(http: aiohttp.ClientSession) -> None:
     """A client that was restarted finds what it had begun; without `source`, it begins anew."""
     same = {"Idempotency-Key": "k", "Upload-Metadata": "source c2FtZQ=="}
-    url = await create(http, **same)
+    url = await create(http, headers=same)
     await add(http, url, 0, BODY[:5000])
     async with http.post(NEW, headers=TUS | same | {"Upload-Length": str(len(BODY))}) as answer:
         assert (answer.headers["Location"], answer.headers["Upload-Offset"]) == (url, "5000")
-    assert await create(http, **{"Idempotency-Key": "k"}) != url
+    assert await create(http, headers={"Idempotency-Key": "k"}) != url
     async with http.head(url, headers=TUS) as answer:
         assert answer.status in (404, 410)
 
@@ -304,10 +306,6 @@ async def test_a_cut_part_counts_as_far_as_it_came(http: aiohttp.ClientSession) 
     body = message(LARGE)
     url = await create(http, len(body))
     go_on = asyncio.Event()
-
-    async def some(count: int) -> AsyncIterator[bytes]:
-        yield body[:count]
-        await go_on.wait()
 
     for length in ({}, {"Content-Length": str(len(body))}):
         at = await offset(http, url)
@@ -363,7 +361,7 @@ async def test_whoever_asks_for_the_offset_takes_the_turn(http: aiohttp.ClientSe
 
 async def test_an_upload_is_described_as_json(http: aiohttp.ClientSession) -> None:
     """Who it is, how far it is and until when it is kept; the heads of its frames for whoever goes on."""
-    url = await create(http, **{"Idempotency-Key": "k", "Upload-Metadata": "source YQ=="})
+    url = await create(http, headers={"Idempotency-Key": "k", "Upload-Metadata": "source YQ=="})
     await add(http, url, 0, BODY[:250_000])
     async with http.get(url) as answer:
         found = await answer.json()
@@ -394,7 +392,7 @@ async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_download_resumes_with_range_and_etag(tmp_path: Path) -> None:
-    """As `curl -C -` does, also after a restart: the entity tag is the same, and one that is not is refused."""
+    """As `curl -C -` does, also after a restart: the entity tag stays. Another one gets the whole."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(AsyncExitStack())
         address = await first.enter_async_context(running_broker(tmp_path))

@@ -73,11 +73,16 @@ async def created(broker: Broker, key: str | None = None, length: int | None = l
     return upload
 
 
+async def written(upload: Upload, part: bytes) -> None:
+    """Write, and wait until it counts."""
+    await upload.write(part)
+    await upload.flush()
+
+
 async def add(upload: Upload, part: bytes) -> None:
     """Write in a turn of its own."""
     async with upload.turn(nothing):
-        await upload.write(part)
-        await upload.flush()
+        await written(upload, part)
 
 
 async def end(upload: Upload, part: bytes) -> Receipt:
@@ -216,7 +221,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("moment", ["written", "sealed"])
 async def test_a_killed_broker_keeps_the_upload_or_the_message(tmp_path: Path, moment: str) -> None:
-    """kill -9 with a writer at work: what it wrote can be gone on with; what was acknowledged is a message."""
+    """kill -9 with a writer at work: what it wrote is gone on with; what was acknowledged is a message."""
     part = BODY if moment == "sealed" else BODY[:200_000]
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), str(len(BODY)), moment], input=part, capture_output=True
@@ -305,8 +310,7 @@ async def test_a_bad_frame_is_refused_and_the_rest_kept(broker: Broker) -> None:
         await upload.write(bytes(BODY[: start + 100]))
         await upload.flush()
         with pytest.raises(ChecksumMismatch):
-            await upload.write(bytes(spoiled[start + 100 :]))
-            await upload.flush()
+            await written(upload, bytes(spoiled[start + 100 :]))
     assert upload.offset == start
     await end(upload, BODY[start:])
     assert await stored(broker, upload.id) == BODY
@@ -392,7 +396,7 @@ async def test_a_deleted_upload_is_gone_for_good(tmp_path: Path) -> None:
 
 
 async def test_a_key_belongs_to_one_upload(broker: Broker) -> None:
-    """A second creation takes the first one's place, unless it is from the same source: then it is the same."""
+    """A second creation takes the first one's place, unless it is from the same source: then it is it."""
     first = await created(broker, "k")
     second = await created(broker, "k")
     assert broker.upload(first.id) is None
@@ -475,8 +479,7 @@ async def test_frames_that_do_not_belong_are_refused_in_every_turn(broker: Broke
     upload.cool()
     async with upload.turn(nothing):
         with pytest.raises(FrameError):
-            await upload.write(FRAMES[0])
-            await upload.flush()
+            await written(upload, FRAMES[0])
     assert upload.offset == len(FRAMES[0]) + len(FRAMES[1])
     await end(upload, b"".join(FRAMES[2:]))
     assert await stored(broker, upload.id) == BODY
