@@ -39,6 +39,8 @@ class Consumers:
         self._clock = clock
         self._consumers: dict[str, Consumer] = {}
         self._by_topic: dict[str, list[Consumer]] = {}
+        # Open messages that were handed over: to be asked at each seal, where there may be thousands of others.
+        self._followers: dict[str, list[Consumer]] = {}
         self._changing = asyncio.Lock()
 
     def load(self, stored: Sequence[StoredConsumer]) -> None:
@@ -166,13 +168,17 @@ class Consumers:
         # The caller's next step puts the message into the store's queue; a pull that is behind it there gets
         # the message in the same transaction, and so one flush of the disk earlier.
         asyncio.get_running_loop().call_soon(self.arrived, message.topic)
-        for consumer in self._consumers.values():
+        for consumer in self._followers.get(message.id, ()):
             if (pending := consumer.pending.get(message.id)) is not None:
                 pending.sealing = True
                 found.append(consumer.stored(pending, now, wall))
             elif message.id in consumer.done_ahead:
                 found.append(StoredDelivery(consumer.uid, message.id, 0, 1, wall, settled=True))
         return found
+
+    def followed(self, consumer: Consumer, message_id: str) -> None:
+        """An open message was handed over to a consumer for the first time."""
+        self._followers.setdefault(message_id, []).append(consumer)
 
     def opened(self, message: OpenMessage) -> None:
         """An open message may be followed now."""
@@ -196,12 +202,17 @@ class Consumers:
 
     def sealed(self, message: OpenMessage, seq: int) -> None:
         """A message is in the log."""
-        for consumer in self._consumers.values():
+        for consumer in self._followers.pop(message.id, ()):
             consumer.sealed(message.id, seq)
         self.opened(message)
 
+    def aborted(self, message_id: str) -> None:
+        """An open message was given up."""
+        for consumer in self._followers.pop(message_id, ()):
+            consumer.dropped(message_id)
+
     def dropped(self, message_id: str) -> None:
-        """A message was deleted or aborted."""
+        """A sealed message was deleted."""
         for consumer in self._consumers.values():
             consumer.dropped(message_id)
 

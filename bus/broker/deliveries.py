@@ -216,6 +216,7 @@ class Deliveries:
             if matches(consumer.config.filter, message.topic):
                 pending = Pending(message.id, None, 0, now, held=False)
                 consumer.pending[message.id] = pending
+                self._consumers.followed(consumer, message.id)
                 consumer.hand(pending, now)
                 taken.append(self._open_delivery(consumer, pending))
         return taken
@@ -322,7 +323,9 @@ class Deliveries:
         rows = [
             consumer.stored(pending, now, wall)
             for pending in pendings
-            if pending.seq is not None and consumer.pending.get(pending.message) is pending
+            if pending.seq is not None
+            and not pending.settling  # its end is on its way to the store, and must stay the last word
+            and consumer.pending.get(pending.message) is pending
         ]
         if rows:
             await self._store.note(rows)

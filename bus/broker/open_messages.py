@@ -237,7 +237,7 @@ class OpenMessages:
         self._quotas.ended(message)
         if message.phase is Phase.ABORTED:
             self.aborted += 1
-            self._consumers.dropped(message.id)
+            self._consumers.aborted(message.id)
         else:
             self.sealed += 1
             self._measures.frames_in += message.info.frames

@@ -13,6 +13,9 @@ from .outgoing import Outgoing
 from .progress import ProgressReporter
 from .stall import stalls_after
 
+WITHOUT_ASKING = 64 << 10
+"""Bytes of a body that is sent along with the head of the request: to ask first would take longer."""
+
 
 class Posting:
     """A message that takes less time to send again than to ask how much of it has come.
@@ -39,15 +42,19 @@ class Posting:
     async def attempt(self) -> messages.Receipt:
         """One request, from the front."""
         settings = self._connection.settings
+        headers = {"Idempotency-Key": self._outgoing.key}
+        size = self._encoder.wire_bytes
+        if size is None or size > WITHOUT_ASKING:
+            # The broker judges topic, key, size and room before the first byte of the body leaves.
+            headers["Expect"] = "100-continue"
         body = Body(self._connection, Encoding(self._encoder, settings.threads), self._reporter)
         try:
-            # Expect: the broker judges topic, key, size and room before the first byte of the body leaves.
             async with (
                 stalls_after(settings.idle_timeout, body.position),
                 self._connection.request(
                     "POST",
                     f"/v1/topics/{segment(self._outgoing.topic)}/messages",
-                    headers={"Idempotency-Key": self._outgoing.key, "Expect": "100-continue"},
+                    headers=headers,
                     data=body,
                 ) as response,
             ):

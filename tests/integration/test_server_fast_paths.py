@@ -1,4 +1,4 @@
-"""Bodies that threads move past the HTTP library: whole, in order, and given up cleanly, whatever the socket does."""
+"""Bodies that threads move past the HTTP library: whole, in order, and given up cleanly."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ MIB = 1 << 20
 def message(size: int) -> bytes:
     """The body of a message with one item of ``size`` bytes."""
     encoder = RawEncoder({}, "text/plain", size)
+    opening = encoder.open()
     values = bytes(range(251)) * (size // 251 + 1)
     slices = b"".join(head + bytes(payload) for head, payload in encoder.slices(values[:size]))
-    return encoder.open() + slices + encoder.close()
+    return opening + slices + encoder.close()
 
 
 BODY = message(5 * MIB)
@@ -124,7 +125,7 @@ async def test_requests_behind_a_download_are_answered_in_order(url: str) -> Non
 
 
 async def test_a_request_behind_a_large_upload_is_refused_by_closing(url: str) -> None:
-    """The answer says that the connection closes: what was sent behind the body is not taken for a request."""
+    """The answer says that the connection closes: what came behind the body is not taken for a request."""
     reader, writer = await connect(url)
     writer.write(posting(len(BODY)) + BODY + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
@@ -136,7 +137,7 @@ async def test_a_request_behind_a_large_upload_is_refused_by_closing(url: str) -
 
 
 async def test_a_followed_message_comes_in_whole_chunks(url: str) -> None:
-    """Chunks are as long as they say, and their content is the message, while it comes in pieces of any size."""
+    """Chunks are as long as they say, and what they hold is the message, however its pieces come."""
     up, sender = await connect(url)
     sender.write(posting(len(BODY)) + BODY[: MIB + 1000])
     await sender.drain()
@@ -159,7 +160,7 @@ async def test_a_followed_message_comes_in_whole_chunks(url: str) -> None:
 
 
 async def test_silent_peers_hold_no_thread(url: str) -> None:
-    """Twice as many publishers pause within their bodies as there are threads; the next one is served all the same."""
+    """Twice as many publishers pause within their bodies as there are threads; the next one is served."""
     waiting = [await connect(url) for _ in range(2 * THREADS)]
     for _, writer in waiting:
         writer.write(posting(len(BODY)) + BODY[: 2 * MIB])
@@ -173,7 +174,7 @@ async def test_silent_peers_hold_no_thread(url: str) -> None:
 
 
 async def test_a_message_deleted_under_its_upload_is_gone(url: str, tmp_path: Path) -> None:
-    """The file is not taken from under the thread that writes to it; the publisher hears that it was aborted."""
+    """The file is not taken from under the thread that writes to it; the publisher is told."""
     reader, writer = await connect(url)
     writer.write(posting(len(BODY)) + BODY[: 3 * MIB])
     await writer.drain()
