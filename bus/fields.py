@@ -117,7 +117,10 @@ class Fields:
             raise self._wrong(name, "an ISO 8601 time") from None
         if moment.tzinfo is None:
             raise InvalidRequest(f"{self.what}: time {name!r} has no offset from UTC")
-        return moment.astimezone(UTC)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            raise InvalidRequest(f"{self.what}: time {name!r} is not in the years 1 to 9999 of UTC") from None
 
     def moment_or_none(self, name: str) -> datetime | None:
         """As ``moment``; None if it is null or missing."""

@@ -165,7 +165,16 @@ class Receipt:
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
-        return asdict(self)
+        return {
+            "id": self.id,
+            "seq": self.seq,
+            "topic": self.topic,
+            "key": self.key,
+            "bytes": self.bytes,
+            "frames": self.frames,
+            "digest": self.digest,
+            "duplicate": self.duplicate,
+        }
 
     @classmethod
     def from_json(cls, document: object) -> Receipt:

@@ -147,7 +147,7 @@ def command(
         sync=sync,
     )
     with audit_to(access.audit_log) as audit:
-        run(serve(data, limits, settings, audit, as_json=as_json))
+        run(serve(data, limits, settings, audit, as_json=as_json), encrypted=settings.tls is not None)
 
 
 async def serve(

@@ -76,6 +76,7 @@ class Kind(IntEnum):
 
 
 _KINDS = frozenset(Kind)
+_KIND_OF = {int(kind): kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,10 @@ class FrameParser:
         at = 0
         try:
             while at < len(view):
+                if not self._head and (frame := self._at_once(view, at)) is not None:
+                    at += frame.size
+                    yield frame
+                    continue
                 if self._head_missing:
                     at += self._take_head(view[at : at + self._head_missing])
                 else:
@@ -216,6 +221,40 @@ class FrameParser:
         self._failure = None
         self._start_frame()
         return self._boundary
+
+    def _at_once(self, view: memoryview, at: int) -> Frame | None:
+        """The frame that begins at ``at``, if it is small, lies there whole, and is without fault, as nearly
+        always; otherwise it is gone through piece by piece, which finds out what there is to say about it."""
+        middle = at + PRELUDE.size
+        if middle > len(view):
+            return None
+        magic, version, number, flags, header_len, payload_len, claimed = PRELUDE.unpack_from(view, at)
+        kind = _KIND_OF.get(number)
+        size = PRELUDE.size + header_len + payload_len
+        if at + size > len(view) or size > _LARGE or kind is None or not header_len:
+            return None
+        if (magic, version, flags) != (MAGIC, VERSION, 0) or not self._allows(kind, header_len, payload_len):
+            return None
+        whole = view[at : at + size].tobytes()
+        prelude = whole[: PRELUDE.size]
+        if checksum.extend(checksum.extend(0, whole[:_CHECKED]), whole[PRELUDE.size :]) != claimed:
+            return None
+        try:
+            header = unpack(whole[PRELUDE.size : PRELUDE.size + header_len])
+        except FrameError:
+            return None
+        kept = payload_len and (self._keep_payload or kind is Kind.MANIFEST)
+        payload = view[middle + header_len : at + size] if kept else _NOTHING
+        frame = Frame(kind, header, payload, payload_len, self._boundary, prelude, size)
+        self._last_payload_len = payload_len
+        self._boundary += size
+        self._frames += 1
+        return frame
+
+    def _allows(self, kind: Kind, header_len: int, payload_len: int) -> bool:
+        limits = self._limits
+        largest = limits.manifest_payload if kind is Kind.MANIFEST else limits.payload
+        return header_len <= limits.header and payload_len <= largest
 
     def _start_frame(self) -> None:
         self._head = bytearray()

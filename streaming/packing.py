@@ -19,6 +19,10 @@ from tensorbus.errors import FrameError, LimitExceeded
 
 _LARGEST_ARRAY = 256
 _LARGEST_MAP = 4096
+_SMALL = 16 << 10
+"""Bytes that may be read at once: whatever they announce, they are soon used up."""
+
+_unpackb = cast("Callable[..., object]", msgpack.unpackb)
 
 
 class _Reader(Protocol):
@@ -55,8 +59,10 @@ def unpack(data: bytes | bytearray | memoryview) -> dict[str, object]:
     Raises:
         FrameError: it is not exactly one map with distinct text keys, or holds what the format has not.
     """
-    found = list(_values(data, 1))
-    return _as_map(found[0])
+    found = _at_once(data)
+    if found is None:
+        (found,) = _values(data, 1)
+    return _as_map(found)
 
 
 def unpack_array(data: bytes | bytearray | memoryview, largest: int) -> Iterator[dict[str, object]]:
@@ -66,6 +72,12 @@ def unpack_array(data: bytes | bytearray | memoryview, largest: int) -> Iterator
         FrameError: as ``unpack``.
         LimitExceeded: the array announces more than ``largest`` entries.
     """
+    at_once = _at_once(data)
+    if isinstance(at_once, list):
+        entries = cast("list[object]", at_once)
+        if len(entries) <= largest:
+            yield from map(_as_map, entries)
+            return
     reader = _reader(len(data))
     reader.feed(data)
     try:
@@ -77,6 +89,26 @@ def unpack_array(data: bytes | bytearray | memoryview, largest: int) -> Iterator
     start = reader.tell()
     for value in _values(memoryview(data)[start:], length):
         yield _as_map(value)
+
+
+def _at_once(data: bytes | bytearray | memoryview) -> object | None:
+    """The one value in ``data`` if that is small and without fault, as nearly always; sooner had so than read
+    piece by piece. None leaves it to the reader, which also finds out what the fault is."""
+    if len(data) > _SMALL:
+        return None
+    try:
+        return _unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_distinct,
+            ext_hook=_refuse_extension,
+            max_array_len=_LARGEST_ARRAY,
+            max_map_len=_LARGEST_MAP,
+            max_ext_len=0,
+        )
+    except (ValueError, RecursionError, msgpack.UnpackException):
+        return None
 
 
 def _values(data: bytes | bytearray | memoryview, count: int) -> Iterator[object]:

@@ -33,11 +33,15 @@ class Http:
 
     def call(self, method: str, path: str, document: object = None) -> dict[str, object]:
         """A request with JSON both ways; raises RuntimeError for an answer that is a refusal."""
+        self.send(method, path, document)
+        return self.answer()
+
+    def send(self, method: str, path: str, document: object = None) -> None:
+        """Only the request; ``answer`` reads what comes."""
         body = b"" if document is None else json.dumps(document).encode()
         self.ask(method, path, len(body) if document is not None else None)
         if body:
             self.connection.sendall(body)
-        return self.answer()
 
     def answer(self) -> dict[str, object]:
         """Read an answer with a JSON body; raises RuntimeError for a refusal."""

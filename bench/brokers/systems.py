@@ -68,6 +68,9 @@ SYSTEMS = (
     System("Tensorbus, relay: followed live, no fsync", _tensorbus("--sync", "never"), "tensorbus_raw", True),
     System("Tensorbus, durable, followed", _tensorbus(), "tensorbus_raw", True, small=True),
     System("Tensorbus, durable, stored first", _tensorbus(), "tensorbus_raw"),
+    System(
+        "Tensorbus, durable, a request for each", _tensorbus(), "tensorbus_singly", bulk=False, small=True
+    ),
     System("Tensorbus, durable, followed, own client", _tensorbus(), "tensorbus_client", True, small=True),
     System("Tensorbus, durable, stored first, own client", _tensorbus(), "tensorbus_client"),
     System("Tensorbus, durable, followed, TLS", _with_tls, "tensorbus_raw", True, tls=True),

@@ -85,7 +85,7 @@ def subscribe_small(load: Load) -> None:
             got[cast("int", delivery.headers["n"])] = monotonic()
             await delivery.ack()
 
-        async with _client(load) as bus, _deliveries(bus, load) as deliveries:
+        async with _client(load) as bus, _deliveries(bus, load, prefetch=256) as deliveries:
             tell(ready=True)
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(load.count):
@@ -99,5 +99,8 @@ def _client(load: Load) -> Client:
     return Client(load.url, tls=TlsSettings(ca=load.certificate) if load.certificate else None)
 
 
-def _deliveries(bus: Client, load: Load) -> Subscription:
-    return bus.subscribe(TOPIC, consumer="bench", follow=load.follow)
+def _deliveries(bus: Client, load: Load, prefetch: int = 1) -> Subscription:
+    held = max(64, 2 * prefetch)
+    return bus.subscribe(
+        TOPIC, consumer="bench", follow=load.follow, max_in_flight=held, prefetch=prefetch
+    )

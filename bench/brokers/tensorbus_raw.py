@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import struct
 from time import monotonic
 from typing import cast
 
@@ -14,6 +15,8 @@ from .load import MIB, TOPIC, Load, connect, frames, small_body
 FRAMES = "application/vnd.tensorbus.frames"
 CONSUMER = "/v1/consumers/bench"
 PATH = f"/v1/topics/{TOPIC}/messages"
+BATCH = "application/vnd.tensorbus.batch"
+BATCH_PATH = f"/v1/topics/{TOPIC}/batch"
 
 
 def publish(load: Load) -> None:
@@ -49,7 +52,58 @@ def subscribe(load: Load) -> None:
 
 
 def publish_small(load: Load) -> None:
-    """Many small messages, each acknowledged, on as many connections as may be unacknowledged at a time."""
+    """Many small messages in batches: what waits goes together, half of the window on each of two ways."""
+    records: list[bytes] = []
+    for number in range(load.count):
+        body = small_body(number, load.size)
+        records.append(struct.pack("<II", 0, len(body)) + body)
+    selector = selectors.DefaultSelector()
+    idle = [connect(load) for _ in range(2)]
+    for connection in idle:
+        selector.register(connection, selectors.EVENT_READ)
+    under_way: dict[socket.socket, int] = {}
+    sent = [0.0] * load.count
+    begun = answered = 0
+    ready()
+    started = monotonic()
+    while answered < load.count:
+        now = monotonic()
+        due = load.count if not load.rate else min(load.count, int((now - started) * load.rate) + 1)
+        while idle and begun < due:
+            batch = records[begun : min(due, begun + load.window // 2)]
+            sent[begun : begun + len(batch)] = [monotonic()] * len(batch)
+            body = b"".join(batch)
+            head = f"POST {BATCH_PATH} HTTP/1.1\r\nHost: b\r\nContent-Type: {BATCH}\r\n"
+            connection = idle.pop()
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            under_way[connection] = len(batch)
+            begun += len(batch)
+        patience = None
+        if load.rate and idle and begun < load.count:
+            patience = max(0.0, started + begun / load.rate - monotonic())
+        for key, _ in selector.select(patience):
+            connection = cast("socket.socket", key.fileobj)
+            count = under_way.pop(connection)
+            _check_batch(connection, count)
+            idle.append(connection)
+            answered += count
+    tell(started=started, finished=monotonic(), sent=sent)
+
+
+def _check_batch(connection: socket.socket, count: int) -> None:
+    """Read an answer, and see that it acknowledges all of a batch."""
+    answer = b""
+    while not answer.endswith(b"}]}"):
+        got = connection.recv(256 << 10)
+        answer += got
+        if not got or not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"not acknowledged: {answer!r}")
+    if answer.count(b'"seq": ') != count:
+        raise RuntimeError(f"not all acknowledged: {answer!r}")
+
+
+def publish_small_singly(load: Load) -> None:
+    """Many small messages, a request each, on as many connections as may be unacknowledged at a time."""
     bodies = [small_body(number, load.size) for number in range(load.count)]
     selector = selectors.DefaultSelector()
     idle = [connect(load) for _ in range(load.window)]
@@ -86,13 +140,15 @@ def _check(answer: bytes) -> None:
 
 
 def subscribe_small(load: Load) -> None:
-    """Take deliveries with their frames, as many as there are at a time, and acknowledge them together."""
-    http = Http(load)
-    http.call("PUT", CONSUMER, {"filter": TOPIC, "max_ack_pending": 4 * load.window})
+    """Take deliveries with their frames, as many as there are at a time, and acknowledge them together, while
+    the next ones are asked for."""
+    http, settling = Http(load), Http(load)
+    http.call("PUT", CONSUMER, {"filter": TOPIC, "max_ack_pending": 10_000})
     got = [0.0] * load.count
     received = 0
     tell(ready=True)
-    ask = {"max": min(256, load.window), "wait": 30, "inline": 64 << 10}
+    ask = {"max": 256, "wait": 30, "inline": 64 << 10}
+    tokens: list[object] = []
     while received < load.count:
         given = http.call("POST", f"{CONSUMER}/deliveries", ask)
         deliveries = cast("list[dict[str, object]]", given["deliveries"])
@@ -103,6 +159,9 @@ def subscribe_small(load: Load) -> None:
             if "frames" not in delivery:
                 raise RuntimeError("the broker sends no frames along with deliveries")
         received += len(deliveries)
+        if tokens:
+            settling.answer()
         tokens = [delivery["token"] for delivery in deliveries]
-        http.call("POST", f"{CONSUMER}/acks", {"tokens": tokens})
+        settling.send("POST", f"{CONSUMER}/acks", {"tokens": tokens})
+    settling.answer()
     tell(finished=monotonic(), got=got)

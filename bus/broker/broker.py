@@ -15,7 +15,7 @@ In short::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, ParamSpec, Self, TypeVar
 
@@ -39,6 +39,7 @@ from tensorbus.errors import (
 )
 
 from . import frame_index, kept_frames
+from .batches import Batches, Outcome, Record
 from .consumers import Consumers
 from .damaged import Damaged
 from .dead_letters import DeadLetters
@@ -89,6 +90,7 @@ class Broker:
         self._open = OpenMessages(
             store, settings, self._workers, clock, self._consumers, quotas, self.measures
         )
+        self._batches = Batches(store, settings, self._workers, clock, self._consumers, quotas, self._open)
         self._damaged = Damaged(store, self._consumers, self._workers, clock, self.measures)
         self._reader_host = ReaderHost(self._workers, settings.chunk_bytes, self._damaged.found)
         self._scrubber = Scrubber(store, self._damaged, self._workers, clock)
@@ -187,6 +189,27 @@ class Broker:
         if key is not None:
             check_key(key)
         return self._begun(await self._open.begin(topic, key, size, owner, quota))
+
+    async def publish_batch(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        owner: str | None = None,
+        quota: int | None = None,
+    ) -> list[Outcome]:
+        """Publish many small messages at once: what became of each, in their order.
+
+        Each stands for itself, as with ``begin`` and all that follows; those that are stored are so by one
+        flush of the disk, with seqs in this order. It is carried through even if the caller is cancelled.
+
+        Raises:
+            InvalidName: the topic. InvalidRequest: there are none, or too many.
+            BrokerBusy: too many uploads are open.
+            StorageFull, StorageError: none of them was stored.
+        """
+        outcomes = await self._batches.publish(check_topic(topic), records, owner, quota)
+        self.measures.duplicates += sum(isinstance(each, Receipt) and each.duplicate for each in outcomes)
+        return outcomes
 
     def uploads_of(self, owner: str) -> int:
         """How many messages the holder of a token is publishing, or has begun and not ended."""
@@ -290,6 +313,7 @@ class Broker:
         """A page of messages whose topic matches the filter, by seq (open ones: by begin, all in one page).
 
         ``after`` is the seq that the listing continues behind, in its order. Damaged messages are left out.
+        A page may be shorter than ``limit`` and not be the last one: it ends at a mebibyte of headers.
         With ``dead``, only dead letters. Raises InvalidName, InvalidRequest (limit not 1 to 1000).
         """
         check_filter(topic)
@@ -300,21 +324,30 @@ class Broker:
                 message.info for message in self._open.messages.values() if matches(topic, message.topic)
             ]
             return MessagePage(tuple(found if order == "asc" else found[::-1]), None)
-        found = await self._store.messages(topic, after, limit + 1, order, dead)
-        page = found[:limit]
+        page, more = await self._store.page(topic, after, limit, order, dead)
         whole = tuple(info for info in page if info.id not in self._store.damaged)
-        return MessagePage(whole, page[-1].seq if len(found) > limit else None)
+        return MessagePage(whole, page[-1].seq if more else None)
 
     async def manifest(self, message_id: str) -> list[dict[str, object]]:
         """The manifest's entries as on the wire, read back from the frames; of an open message, those so far.
 
         Raises NotFound, StoreDamaged.
         """
+        return [entry async for part in self.manifest_parts(message_id) for entry in part]
+
+    async def manifest_parts(self, message_id: str) -> AsyncGenerator[list[dict[str, object]]]:
+        """As ``manifest``, some entries at a time: no more of it need be held."""
         if self._nothing_yet(message_id):
-            return []
+            return
         async with await self.open_reader(message_id) as reader:
             info = await self.message(message_id)
-            return await self._indexed(info, frame_index.manifest, reader.source, info.bytes, info.items)
+            place: frame_index.ManifestPlace | None = frame_index.ManifestPlace()
+            while place is not None:
+                part, place = await self._indexed(
+                    info, frame_index.manifest_part, reader.source, info.bytes, info.items, place
+                )
+                if part:
+                    yield part
 
     async def item_range(self, message_id: str, name: str) -> tuple[int, int]:
         """First byte and end of the item's slice frames within the body; of a view, those of what it views.
@@ -337,9 +370,7 @@ class Broker:
         message = self._open.messages.get(message_id)
         return message is not None and not message.visible
 
-    async def _indexed(
-        self, info: MessageInfo, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _indexed(self, info: MessageInfo, find: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What is found in the heads of a message's frames; raises StoreDamaged when they make no sense."""
         try:
             return await self._workers.run(find, *args, **kwargs)
@@ -463,8 +494,12 @@ class Broker:
 
     # --- policies ------------------------------------------------------------------------------------
 
-    async def put_policy(self, name: str, config: PolicyConfig) -> tuple[PolicyInfo, bool]:
+    async def put_policy(
+        self, name: str, config: PolicyConfig, check: Callable[[PolicyConfig], None] | None = None
+    ) -> tuple[PolicyInfo, bool]:
         """Create or change a policy, and enforce it at once; the bool is "created".
+
+        ``check`` gets the one that would be changed, and raises if it may not be.
 
         Raises:
             InvalidName, InvalidRequest: what is wanted makes no sense.
@@ -472,7 +507,7 @@ class Broker:
             Conflict: another policy has topics in common with it, or it is a work queue and its consumers
                 would not be one for each message.
         """
-        return await self._retention.put(name, config)
+        return await self._retention.put(name, config, check)
 
     async def policy(self, name: str) -> PolicyInfo:
         """One policy. Raises NotFound."""

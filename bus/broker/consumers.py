@@ -39,7 +39,7 @@ class Consumers:
         self._clock = clock
         self._consumers: dict[str, Consumer] = {}
         self._by_topic: dict[str, list[Consumer]] = {}
-        # Open messages that were handed over: to be asked at each seal, where there may be thousands of others.
+        # Open messages that were handed over: asked at each seal, where there may be thousands of others.
         self._followers: dict[str, list[Consumer]] = {}
         self._changing = asyncio.Lock()
 

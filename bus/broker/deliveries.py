@@ -107,10 +107,15 @@ class Deliveries:
         """Nobody has seen these: their attempt does not count."""
         if taking.cancelled() or taking.exception() is not None:
             return
+        returned: list[Pending] = []
         for delivery in taking.result():
             pending = consumer.pending.get(delivery.message.id)
             if pending is not None and consumer.token(pending) == delivery.token and not pending.settling:
                 consumer.give_back(pending, due=0.0, unread=True)
+                returned.append(pending)
+        if returned:
+            # After a crash it shall not count either: it may have been the last one.
+            self._host.workers.start(self._note(consumer, returned))
 
     async def _take(self, consumer: Consumer, limit: int, follow: bool, inline: int) -> list[DeliveryInfo]:
         async with consumer.taking:

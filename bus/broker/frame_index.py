@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from tensorbus.errors import Conflict, FrameError, NotFound, StoreDamaged
 from tensorbus.streaming import checksum
@@ -20,6 +21,8 @@ from .frame_source import FrameSource
 
 _HEAD_BYTES = 1024
 """Read at a time: enough for the prelude and nearly every header."""
+MANIFEST_PART = 1000
+"""Entries of a manifest that are read at a time."""
 _CHECKED = 16
 """Bytes of the prelude under its checksum."""
 
@@ -35,13 +38,27 @@ class FrameHead:
     start: int
 
 
-def heads(source: FrameSource, end: int) -> Iterator[FrameHead]:
-    """The heads of all frames up to byte ``end``, which is a frame's end.
+@dataclass(frozen=True, slots=True)
+class ManifestPlace:
+    """How far a manifest was read.
+
+    Attributes:
+        frame: byte at which the next frame begins, or the one that was not read to its end.
+        entry: how many entries of that were read.
+        found: how many entries in all.
+    """
+
+    frame: int = 0
+    entry: int = 0
+    found: int = 0
+
+
+def heads(source: FrameSource, end: int, start: int = 0) -> Iterator[FrameHead]:
+    """The heads of all frames from byte ``start`` up to ``end``, which are ends of frames.
 
     Raises:
         StoreDamaged: there is no frame where one should be.
     """
-    start = 0
     while start < end:
         head = source.read(_HEAD_BYTES, start)
         if len(head) < PRELUDE.size or not head.startswith(MAGIC):
@@ -59,19 +76,25 @@ def heads(source: FrameSource, end: int) -> Iterator[FrameHead]:
         start = payload + payload_len
 
 
-def manifest(source: FrameSource, end: int, items: int | None) -> list[dict[str, object]]:
-    """The entries of the manifest as they stand on the wire; it ends after ``items`` of them, if known.
+def manifest_part(
+    source: FrameSource, end: int, items: int | None, place: ManifestPlace
+) -> tuple[list[dict[str, object]], ManifestPlace | None]:
+    """The next entries of the manifest as they stand on the wire, and where to go on; None is its end.
 
-    Raises:
-        StoreDamaged: a frame of it is not what was stored.
+    A manifest may be many times larger than what a request may hold, so it is read bit by bit. It ends after
+    ``items`` entries, if that is known. Raises StoreDamaged: a frame of it is not what was stored.
     """
-    entries: list[dict[str, object]] = []
-    for head in heads(source, end):
-        if items is not None and len(entries) >= items:
+    for head in heads(source, end, place.frame):
+        if items is not None and place.found >= items:
             break
         if head.kind == Kind.MANIFEST:
-            entries += unpack_array(_verified_payload(source, head), DEFAULT_LIMITS.items)
-    return entries
+            entries = unpack_array(_verified_payload(source, head), DEFAULT_LIMITS.items)
+            part = list(islice(entries, place.entry, place.entry + MANIFEST_PART))
+            found = place.found + len(part)
+            if len(part) < MANIFEST_PART:
+                return part, ManifestPlace(head.end, 0, found)
+            return part, ManifestPlace(head.start, place.entry + len(part), found)
+    return [], None
 
 
 def item_range(source: FrameSource, end: int, items: int | None, name: str, sealed: bool) -> tuple[int, int]:
@@ -81,12 +104,10 @@ def item_range(source: FrameSource, end: int, items: int | None, name: str, seal
         NotFound: the message has no such item.
         Conflict: the message is open, and the item not complete in it.
     """
-    entries = [parse_entry(entry) for entry in manifest(source, end, items)]
-    index = _find(entries, name, sealed)
-    view = entries[index].view
-    if view is not None:
-        index = _find(entries, view.of, sealed)
-    wanted = entries[index].count
+    index, entry = _find(source, end, items, name, sealed)
+    if entry.view is not None:
+        index, entry = _find(source, end, items, entry.view.of, sealed)
+    wanted = entry.count
     first: int | None = None
     found = 0
     last = 0
@@ -104,13 +125,20 @@ def item_range(source: FrameSource, end: int, items: int | None, name: str, seal
     return (0, 0) if first is None else (first, last)
 
 
-def _find(entries: list[Entry], name: str, sealed: bool) -> int:
-    for index, entry in enumerate(entries):
-        if entry.name == name:
-            return index
+def _find(source: FrameSource, end: int, items: int | None, name: str, sealed: bool) -> tuple[int, Entry]:
+    """The item of a name and its place in the manifest, of which no more than an entry is held at a time."""
+    index = 0
+    for head in heads(source, end):
+        if items is not None and index >= items:
+            break
+        if head.kind == Kind.MANIFEST:
+            for entry in unpack_array(_verified_payload(source, head), DEFAULT_LIMITS.items):
+                if entry.get("n") == name:
+                    return index, parse_entry(entry)
+                index += 1
     if not sealed:
         raise _incomplete(name)
-    raise NotFound(f"the message has no item {name[:80]!r}; its manifest names the {len(entries)} it has")
+    raise NotFound(f"the message has no item {name[:80]!r}; its manifest names the {index} it has")
 
 
 def _incomplete(name: str) -> Conflict:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.measures import Measures
-from tensorbus.bus.messages import Receipt
+from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.stores.base import Store, StoredUpload
 from tensorbus.errors import BrokerBusy, BrokerUnavailable, Conflict, LimitExceeded
 
@@ -53,6 +55,7 @@ class OpenMessages:
         )
         self._uploads: dict[str, Upload] = {}
         self._keys: dict[tuple[str, str], Upload] = {}
+        self._listing: dict[tuple[str, str], asyncio.Event] = {}
         self._warm: dict[str, Upload] = {}
         self._resumable = 0
         self._closing = False
@@ -96,12 +99,10 @@ class OpenMessages:
             return stored
         # From here on no await: two uploads that begin at once must not both find their key free.
         self._check_open()
-        running, limit = self._host.running, self._settings.max_open_messages
-        if running.uploads >= limit:
-            raise BrokerBusy(f"{running.uploads} messages are being published, the limit; try later")
+        self._check_running()
         message = self._message(topic, key, owner)
         message.quota, message.lease = quota, self._quotas.lease(accounts, size)
-        running.uploads += 1
+        self._host.running.uploads += 1
         return self._add(Upload(message, self._host, size))
 
     async def create(
@@ -145,7 +146,51 @@ class OpenMessages:
         """
         while (upload := self._keys.get((topic, key))) is not None and upload.written:
             await upload.message.moved.wait(upload.message.moved.version)
+        while (listing := self._listing.get((topic, key))) is not None:
+            await listing.wait()
         return await self._store.receipt(topic, key)
+
+    # --- batches, whose messages are never open ------------------------------------------------------
+
+    @contextmanager
+    def counted(self) -> Generator[None]:
+        """A batch, which counts as one upload. Raises BrokerBusy, BrokerUnavailable."""
+        self._check_open()
+        self._check_running()
+        self._host.running.uploads += 1
+        try:
+            yield
+        finally:
+            self._host.running.uploads -= 1
+
+    def is_open(self, topic: str, key: str | None) -> bool:
+        """Whether an upload has this key."""
+        return key is not None and (topic, key) in self._keys
+
+    @contextmanager
+    def listing(self, topic: str, keys: Sequence[str]) -> Generator[None]:
+        """Messages with these keys are being listed: who asks for their receipts waits for that."""
+        ended = asyncio.Event()
+        names = [(topic, key) for key in keys]
+        self._listing |= dict.fromkeys(names, ended)
+        try:
+            yield
+        finally:
+            for name in names:
+                # Another batch with the same key may have come meanwhile; it ends after this one.
+                if self._listing.get(name) is ended:
+                    del self._listing[name]
+            ended.set()
+
+    def listed(self, info: MessageInfo, *, duplicate: bool) -> None:
+        """A message of a batch is in the log, or was before."""
+        self._received += info.bytes
+        if duplicate:
+            return
+        self.sealed += 1
+        self._measures.frames_in += info.frames
+        self._measures.seal.observe(self._clock.wall() - info.created.timestamp())
+        self._quotas.stored(info.id, info.topic)
 
     async def sweep(self) -> None:
         """Remove what has expired, and let go of what parked uploads would need to go on at once."""
@@ -194,6 +239,11 @@ class OpenMessages:
     def _check_open(self) -> None:
         if self._closing:
             raise BrokerUnavailable("the broker shuts down; try again when it is back")
+
+    def _check_running(self) -> None:
+        running, limit = self._host.running, self._settings.max_open_messages
+        if running.uploads >= limit:
+            raise BrokerBusy(f"{running.uploads} messages are being published, the limit; try later")
 
     async def _clear(self, topic: str, key: str, owner: str | None) -> Receipt | None:
         """The receipt of a key that is stored; else no upload has this key when this returns.

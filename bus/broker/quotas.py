@@ -27,17 +27,26 @@ class Quotas:
 
     def terms(self, message: OpenMessage) -> Terms:
         """On which an open message may be listed."""
-        max_messages, max_bytes = self._topic_limits(message.topic)
-        policy = self._retention.policy(message.topic)
+        return self._terms(message.topic, message.owner, message.quota)
+
+    def plain_terms(self, topic: str, owner: str | None, quota: int | None) -> Terms | None:
+        """On which messages may be listed that need no lease; None if they would need one."""
+        if (owner is not None and quota is not None) or self._topic_limits(topic) != (None, None):
+            return None
+        return self._terms(topic, owner, quota)
+
+    def _terms(self, topic: str, owner: str | None, quota: int | None) -> Terms:
+        max_messages, max_bytes = self._topic_limits(topic)
+        policy = self._retention.policy(topic)
         if policy is None:
-            return Terms(owner=message.owner, owner_bytes=message.quota)
+            return Terms(owner=owner, owner_bytes=quota)
         return Terms(
-            owner=message.owner,
-            owner_bytes=message.quota,
+            owner=owner,
+            owner_bytes=quota,
             max_messages=max_messages,
             max_bytes=max_bytes,
             largest=policy.config.max_bytes,
-            quota=_name(policy, message.topic),
+            quota=_name(policy, topic),
         )
 
     async def prepare(
@@ -83,7 +92,11 @@ class Quotas:
             message.lease.end(message.info.bytes if sealed else None)
             message.lease = None
         if sealed:
-            self._retention.stored(message.id, message.topic)
+            self.stored(message.id, message.topic)
+
+    def stored(self, message_id: str, topic: str) -> None:
+        """A message was listed."""
+        self._retention.stored(message_id, topic)
 
     def _shared(self, account: Account) -> Account:
         """The account that the other leases are in, brought up to date."""

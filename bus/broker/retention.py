@@ -14,7 +14,7 @@ and of what consumers have settled only messages up to the position of the last 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
 
@@ -74,12 +74,16 @@ class Retention:
 
     # --- policies ------------------------------------------------------------------------------------
 
-    async def put(self, name: str, config: PolicyConfig) -> tuple[PolicyInfo, bool]:
+    async def put(
+        self, name: str, config: PolicyConfig, check: Callable[[PolicyConfig], None] | None = None
+    ) -> tuple[PolicyInfo, bool]:
         """See ``Broker.put_policy``."""
         check_policy_name(name)
         config = PolicyConfig.from_json(config.to_json())
         async with self._changing:
             there = self._policies.get(name)
+            if there is not None and check is not None:
+                check(there.config)
             if there is None and len(self._policies) >= self._limit:
                 raise LimitExceeded(f"there are {self._limit} policies, the broker's limit; delete one")
             self._check_apart(name, config)

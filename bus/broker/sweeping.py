@@ -50,6 +50,9 @@ class Sweeping:
                     await duty()
                 except (TensorbusError, OSError) as problem:
                     _log.warning("sweep: %s", problem)
+                except Exception:
+                    # A fault of one duty must not end all of them for as long as the broker runs.
+                    _log.exception("sweep: a duty failed unexpectedly")
 
     async def _run(self) -> None:
         while True:

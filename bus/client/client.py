@@ -27,6 +27,8 @@ from tensorbus.streaming.sources import ItemSource, Source, open_source
 from .bases import Bases
 from .connection import ClientSettings, Connection, segment
 from .feedback import Feedback
+from .handing import at_hand
+from .lanes import Lanes
 from .message import Message, describe
 from .outgoing import Outgoing
 from .progress import ProgressCallback, ProgressReporter
@@ -76,6 +78,7 @@ class Client:
         self._connection = Connection(url, token, settings or ClientSettings(), tls)
         self._bases = Bases(self._connection, bases)
         self._feedback = Feedback()
+        self._lanes = Lanes(self._connection)
 
     async def __aenter__(self) -> Self:
         self._connection.check_open()
@@ -156,9 +159,16 @@ class Client:
             check_key(key)
         checked = check_headers(tracing.injected(headers or {}))
         pipeline = Pipeline.parse(codec, keep)
-        source = await self._connection.in_thread(lambda: _source(container))
+        here = at_hand(container)
+        source = _source(container) if here else await self._connection.in_thread(lambda: _source(container))
         outgoing = Outgoing(
-            topic, source, pipeline, checked, key or f"publish-{secrets.token_hex(16)}", key_made=key is None
+            topic,
+            source,
+            pipeline,
+            checked,
+            key or f"publish-{secrets.token_hex(16)}",
+            key_made=key is None,
+            at_hand=here,
         )
         try:
             async with self._feedback.turn(topic, pipeline, residuals) as kept:
@@ -166,7 +176,8 @@ class Client:
                     await self._resolve(topic, kept)
                 reporter = ProgressReporter(progress)
                 context = await self._writing(pipeline, base)
-                return await Publication(self._connection, outgoing, context, kept, reporter).run()
+                publication = Publication(self._connection, self._lanes, outgoing, context, kept, reporter)
+                return await publication.run()
         finally:
             if source is not container:
                 source.close()

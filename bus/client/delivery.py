@@ -28,6 +28,7 @@ class Delivery(Message):
         attempt: how many times the message has been handed over, this time included, but for those when it
             was given back before anybody looked at it.
         settled: how it was settled, or None.
+        settling: whether that is on its way.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Delivery(Message):
         super().__init__(host.connection, host.bases, info, entries, given.frames)
         self.attempt = given.attempt
         self.settled: Settlement | None = None
+        self.settling = False
         self._given = given
         self._host = host
 
@@ -63,7 +65,11 @@ class Delivery(Message):
             BrokerUnavailable: the broker did not come back in time.
         """
         self._check_unsettled()
-        await self._host.acks.ack(self.token)
+        self.settling = True
+        try:
+            await self._host.acks.ack(self.token)
+        finally:
+            self.settling = False
         self._is_settled("ack")
 
     async def nak(self, delay: float = 0.0) -> None:

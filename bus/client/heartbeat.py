@@ -92,5 +92,6 @@ class Heartbeat:
         for token, error in failed.items():
             reference = self._held.pop(token, None)
             delivery = None if reference is None else reference()
-            if delivery is not None and delivery.settled is None:
+            # While its settlement is under way, the broker says that it has it.
+            if delivery is not None and delivery.settled is None and not delivery.settling:
                 log.warning("%r is no longer ours: %s", delivery, error)

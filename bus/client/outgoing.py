@@ -15,7 +15,7 @@ class Outgoing:
     """What is to be published.
 
     ``key_made`` says that the key was made up for this call, so that a retry after a lost answer does not
-    store the message twice.
+    store the message twice; ``at_hand`` that the container is small and in memory.
     """
 
     topic: str
@@ -24,3 +24,4 @@ class Outgoing:
     headers: Mapping[str, HeaderValue]
     key: str
     key_made: bool = False
+    at_hand: bool = False

@@ -9,6 +9,7 @@ from tensorbus.streaming.container import ContainerEncoder
 from .body import Body
 from .connection import Connection, json_object, segment
 from .encoding import Encoding
+from .handing import is_small
 from .outgoing import Outgoing
 from .progress import ProgressReporter
 from .stall import stalls_after
@@ -47,7 +48,9 @@ class Posting:
         if size is None or size > WITHOUT_ASKING:
             # The broker judges topic, key, size and room before the first byte of the body leaves.
             headers["Expect"] = "100-continue"
-        body = Body(self._connection, Encoding(self._encoder, settings.threads), self._reporter)
+        # Threads that help take longer to start than a small message to encode.
+        threads = 1 if is_small(self._encoder) else settings.threads
+        body = Body(self._connection, Encoding(self._encoder, threads), self._reporter)
         try:
             async with (
                 stalls_after(settings.idle_timeout, body.position),

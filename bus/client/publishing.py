@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tensorbus.bus import messages
-from tensorbus.codecs.context import CodecContext
+from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.residuals import Residuals
 from tensorbus.streaming.container import ContainerEncoder
 
 from .connection import TRANSIENT, Connection
+from .handing import Handing, encoded, is_small
+from .lanes import Lanes
 from .outgoing import Outgoing
-from .posting import Posting
+from .posting import WITHOUT_ASKING, Posting
 from .progress import ProgressReporter
 from .retry import Retry
 from .uploading import LARGE, Uploading
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,14 @@ class Publication:
     def __init__(
         self,
         connection: Connection,
+        lanes: Lanes,
         outgoing: Outgoing,
         context: CodecContext,
         residuals: Residuals | None,
         reporter: ProgressReporter,
     ) -> None:
         self._connection = connection
+        self._lanes = lanes
         self._outgoing = outgoing
         self._context = context
         self._residuals = residuals
@@ -82,10 +89,10 @@ class Publication:
         if residuals is not None:
             begun = await self._connection.in_thread(lambda: residuals.begin(outgoing.key))
             context = replace(context, residuals=begun)
-        encoder = await self._connection.in_thread(
+        encoder = await self._where_it_belongs(
             lambda: ContainerEncoder(outgoing.source, outgoing.pipeline, outgoing.headers, context=context)
         )
-        sending = self._sending(encoder)
+        sending = await self._sending(encoder)
         try:
             stored = await self._until_acknowledged(sending)
         except BaseException as error:
@@ -96,15 +103,26 @@ class Publication:
         await self._reporter.finish()
         return self._receipt(stored, encoder, sending)
 
-    def _sending(self, encoder: ContainerEncoder) -> Posting | Uploading:
+    async def _where_it_belongs(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, which reads the container; what is at hand is read sooner than a thread
+        has been asked to."""
+        if self._outgoing.at_hand and self._context is NO_CONTEXT and self._residuals is None:
+            return work()
+        return await self._connection.in_thread(work)
+
+    async def _sending(self, encoder: ContainerEncoder) -> Posting | Uploading | Handing:
         outgoing = self._outgoing
+        if self._residuals is None and not self._reporter.wanted and is_small(encoder):
+            body = await self._where_it_belongs(lambda: encoded(encoder))
+            if len(body) <= WITHOUT_ASKING:
+                return Handing(self._lanes, outgoing, body)
         if max(encoder.original_bytes, encoder.wire_bytes or 0) < LARGE:
             return Posting(self._connection, outgoing, encoder, self._reporter)
         # Another process has other residuals, and no way to learn a key that was made up here.
         lasting = self._residuals is None and not outgoing.key_made
         return Uploading(self._connection, outgoing, encoder, self._reporter, lasting=lasting)
 
-    async def _until_acknowledged(self, sending: Posting | Uploading) -> messages.Receipt:
+    async def _until_acknowledged(self, sending: Posting | Uploading | Handing) -> messages.Receipt:
         attempts = Retry(self._connection.settings.retry_for, f"publish to {self._outgoing.topic}")
         furthest = 0
         while True:
@@ -117,7 +135,7 @@ class Publication:
                 await attempts.after(error)
 
     def _receipt(
-        self, stored: messages.Receipt, encoder: ContainerEncoder, sending: Posting | Uploading
+        self, stored: messages.Receipt, encoder: ContainerEncoder, sending: Posting | Uploading | Handing
     ) -> Receipt:
         return Receipt(
             id=stored.id,

@@ -10,11 +10,12 @@ was. Only where the caller named the topic is the refusal a plain 403.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
@@ -115,13 +116,43 @@ def _identify(request: web.Request) -> Identity:
 
 
 def _check_origin(request: web.Request) -> None:
-    """A page in this machine's browser may send requests here; without tokens they would all be obeyed."""
-    origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    """A page in this machine's browser may send requests here; without tokens they would all be obeyed.
+
+    Its browser says so, unless the page's own name leads to this machine: whoever owns a name can make it.
+    A name without a dot is nobody's in the Internet.
+    """
+    origin, host = request.headers.get("Origin"), request.headers.get("Host")
+    if origin is not None and _place(origin) != _place(f"//{host}"):
         raise Forbidden(
             "a web page of another site asks for this; this broker has no tokens and trusts only programs "
             "and its own pages"
         )
+    settings = context(request).settings
+    if host is None or settings.allow_remote:
+        return
+    name = _place(f"//{host}").hostname or ""
+    if name == settings.host.lower() or name.endswith(".localhost"):
+        return
+    if "." in name.rstrip(".") and not _is_address(name):
+        raise Forbidden(
+            f"this broker has no tokens and listens for this machine only, where nobody calls it "
+            f"{name[:80]!r}: use localhost or 127.0.0.1, make tokens, or say --allow-remote"
+        )
+
+
+def _place(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)._replace(scheme="", path="", query="", fragment="")
+    except ValueError:
+        return SplitResult("", "invalid.invalid", "", "", "")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 # --- what handlers ask -------------------------------------------------------------------------------

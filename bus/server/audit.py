@@ -15,6 +15,7 @@ from .tls import peer_subject
 
 ACTIONS = {
     ("POST", "/v1/topics/{topic}/messages"): "message.publish",
+    ("POST", "/v1/topics/{topic}/batch"): "message.publish-batch",
     ("POST", "/v1/topics/{topic}/uploads"): "upload.create",
     ("PATCH", "/v1/uploads/{id}"): "upload.write",
     ("POST", "/v1/uploads/{id}"): "upload.override",

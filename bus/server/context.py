@@ -102,6 +102,8 @@ class Context:
     metrics: Metrics = field(init=False)
     beginning: Counter[str] = field(default_factory=Counter[str])
     """Uploads that are about to be begun, by token; only of tokens with a limit."""
+    batched: int = 0
+    """Bytes of batches that have come in and are in memory."""
     draining: bool = False
     """The server is stopping: it finishes what is under way and begins nothing new."""
 

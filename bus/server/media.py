@@ -1,3 +1,4 @@
 """Media types."""
 
 FRAMES = "application/vnd.tensorbus.frames"
+BATCH = "application/vnd.tensorbus.batch"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Literal, cast
 
 from aiohttp import web
+from aiohttp.http import HttpVersion11
 
-from tensorbus.bus.messages import MessagePage, State
+from tensorbus.bus.messages import MessageInfo, MessagePage, State
 from tensorbus.bus.topics import check_filter, check_topic
+from tensorbus.errors import TensorbusError
 
 from .access import authorize, authorize_admin_of, message_for, seen, visible
 from .context import context
 from .download import follow, send_stored
 from .queries import Query
+from .transport_sender import TransportSender
 
+log = logging.getLogger("tensorbus.server")
 routes = web.RouteTableDef()
 
 MAX_PAGE = 1000
@@ -56,11 +64,54 @@ async def messages(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/messages/{id}")
-async def message(request: web.Request) -> web.Response:
+async def message(request: web.Request) -> web.StreamResponse:
     """One message with its manifest."""
     info = await message_for(request)
-    manifest = await context(request).broker.manifest(info.id)
-    return web.json_response(info.to_json() | {"manifest": manifest})
+    async with aclosing(context(request).broker.manifest_parts(info.id)) as parts:
+        nothing: list[dict[str, object]] = []
+        first = await anext(parts, nothing)
+        second = await anext(parts, None)
+        if second is None:
+            return web.json_response(info.to_json() | {"manifest": first})
+        return await _send_parts(request, info, [first, second], parts)
+
+
+async def _send_parts(
+    request: web.Request,
+    info: MessageInfo,
+    first: list[list[dict[str, object]]],
+    others: AsyncIterator[list[dict[str, object]]],
+) -> web.StreamResponse:
+    """As the answer of `message`, bit by bit: a manifest may have a size that no request may hold."""
+    response = web.StreamResponse()
+    response.content_type = "application/json"
+    response.charset = "utf-8"
+    if request.version >= HttpVersion11:
+        response.enable_chunked_encoding()
+    else:
+        response.force_close()
+    await response.prepare(request)
+    if request.method == "HEAD":
+        await response.write_eof()
+        return response
+    here = context(request)
+    async with TransportSender(request, response, here.settings.idle_timeout, here.counters) as sender:
+        try:
+            text = json.dumps(info.to_json())[:-1] + ', "manifest": ['
+            for part in first:
+                text += json.dumps(part)[1:-1] + ", "
+            await sender.send(text[:-2].encode())
+            async for part in others:
+                await sender.send(b", " + json.dumps(part)[1:-1].encode())
+            await sender.send(b"]}")
+        except (TensorbusError, OSError) as error:
+            # The head has gone out: there is no way to answer but to break off.
+            log.warning("the manifest of %s broken off: %s", info.id, error)
+            sender.cut()
+        except BaseException:
+            sender.cut()
+            raise
+    return response
 
 
 @routes.delete("/v1/messages/{id}")

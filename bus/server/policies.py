@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from aiohttp import web
 
 from tensorbus.bus.policies import PolicyConfig, PolicyInfo
-from tensorbus.errors import NotFound
+from tensorbus.errors import Forbidden, NotFound
 
 from .access import authorize, hide, may, seen
 from .bodies import read_json
@@ -31,9 +29,14 @@ async def put(request: web.Request) -> web.Response:
     here = context(request)
     name = request.match_info["name"]
     authorize(request, "admin", config.filter)
-    with suppress(NotFound):
-        authorize(request, "admin", (await here.broker.policy(name)).config.filter)
-    info, created = await here.finishing.run(here.broker.put_policy(name, config))
+
+    def check(there: PolicyConfig) -> None:
+        """Called when nobody else can change it any more, so that it is what is overwritten."""
+        if not may(request, "subscribe", there.filter):
+            raise Forbidden("another policy has this name; choose one of your own")
+        authorize(request, "admin", there.filter)
+
+    info, created = await here.finishing.run(here.broker.put_policy(name, config, check))
     return web.json_response(info.to_json(), status=201 if created else 200)
 
 

@@ -41,6 +41,13 @@ def problem_response(request: web.BaseRequest, error: TensorbusError) -> web.Res
     return _problem(request, error.problem_type(), title, error.status, str(error))
 
 
+def problem_document(error: TensorbusError) -> dict[str, object]:
+    """What is said of one thing among others in an answer, if that went wrong."""
+    title = (type(error).__doc__ or error.slug).strip().splitlines()[0].rstrip(".")
+    detail = str(error)[:MAX_DETAIL]
+    return {"type": error.problem_type(), "title": title, "status": error.status, "detail": detail}
+
+
 def plain_problem(
     request: web.BaseRequest, status: int, title: str, detail: str, headers: Mapping[str, str]
 ) -> web.Response:

@@ -15,7 +15,7 @@ from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
 from tensorbus.errors import PortInUse
 
-from . import consumers, dead, docs_page, messages, operations, policies, publish, scrub, tokens, tus
+from . import batch, consumers, dead, docs_page, messages, operations, policies, publish, scrub, tokens, tus
 from .access import access_middleware
 from .audit import audit_middleware
 from .bodies import expect_later
@@ -54,7 +54,8 @@ def build_app(
         ]
     )
     app[CONTEXT] = Context(broker, settings, token_file)
-    for part in (publish, tus, messages, consumers, dead, policies, scrub, tokens, operations, docs_page):
+    published = (publish, batch, tus, messages, consumers, dead)
+    for part in (*published, policies, scrub, tokens, operations, docs_page):
         for route in part.routes:
             # Handlers answer `Expect: 100-continue` themselves, after their checks.
             if isinstance(route, web.RouteDef):

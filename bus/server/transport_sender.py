@@ -50,6 +50,11 @@ class TransportSender:
             await self._taken(bytes(chunk))
             self._meter.sent(len(chunk))
 
+    async def send(self, data: bytes) -> None:
+        """Send ``data``. Raises TransferStalled."""
+        await self._taken(data)
+        self._meter.sent(len(data))
+
     async def _taken(self, data: bytes) -> None:
         writing = asyncio.ensure_future(self._response.write(data))
         try:

@@ -21,6 +21,7 @@ from tensorbus.bus.damage import Damage
 from tensorbus.bus.dead import Death
 from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 from tensorbus.bus.policies import PolicyConfig
+from tensorbus.errors import LimitExceeded, QuotaExceeded
 
 from .syncing import Sync, SyncObserver
 
@@ -222,6 +223,15 @@ class Disk:
 NO_TERMS = Terms()
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A small message to be listed: ``info`` has all but the seq, ``body`` are its frames."""
+
+    info: MessageInfo
+    body: bytes
+    terms: Terms = NO_TERMS
+
+
 class FrameFile(ABC):
     """The frames of a message being written. All methods block; one thread at a time, but for sync."""
 
@@ -358,6 +368,16 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def seal_all(
+        self, listings: Sequence[Listing]
+    ) -> Sequence[Receipt | QuotaExceeded | LimitExceeded]:
+        """As ``seal``, of many messages in one transaction and in their order; each stands for itself.
+
+        What ``seal`` raises for one of them is returned in its place; it is raised only when nothing at all
+        could be stored.
+        """
+
+    @abstractmethod
     async def delete(self, message_id: str) -> bool:
         """Remove a sealed message, its deliveries and frames, but not its key; False if it is not there."""
 
@@ -382,6 +402,16 @@ class Store(ABC):
         self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
     ) -> list[MessageInfo]:
         """Sealed messages with matching topics, by seq, behind ``after``; or dead letters only."""
+
+    @abstractmethod
+    async def page(
+        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
+    ) -> tuple[list[MessageInfo], bool]:
+        """As ``messages``, but no more than fits a page, and whether there are others behind them.
+
+        It ends early with the message that fills a mebibyte of headers and pipelines: a thousand may have
+        sixty times as much.
+        """
 
     @abstractmethod
     async def backlog(self, pattern: str, after: int) -> int:

@@ -9,7 +9,7 @@ from sqlite3 import Connection
 
 from .base import HandedOver, HandOver, StoredDelivery, StoredMessage
 from .consumer_rows import advance, last_seq, put_deliveries
-from .message_rows import COLUMNS, Row, to_info, where
+from .message_rows import COLUMNS, PAGE_BYTES, Row, to_info, weight, where
 
 MAX_INLINE_TOTAL = 512 << 10
 """Bytes of frames that one pull gets along with its deliveries."""
@@ -45,8 +45,7 @@ def take(wanted: HandOver, damaged: Container[str]) -> Callable[[Connection], Ha
         position, more = wanted.position, wanted.limit > 0
         while more and not new:
             # Again, where all that was found is passed over: the pull would wait though there is something.
-            rows, position = _following(connection, wanted, position)
-            more = len(rows) == wanted.limit
+            rows, position, more = _following(connection, wanted, position)
             for row in rows:
                 message = inline.message(row)
                 info = message.info
@@ -78,19 +77,24 @@ def _by_id(connection: Connection, wanted: HandOver, inline: _Inline) -> dict[st
     return {row[1]: inline.message(row) for row in sorted(rows)}
 
 
-def _following(connection: Connection, wanted: HandOver, position: int) -> tuple[list[Row], int]:
-    """The next messages behind a seq that were never handed over, and up to which seq that is all of them."""
+def _following(connection: Connection, wanted: HandOver, position: int) -> tuple[list[Row], int, bool]:
+    """The next messages behind a seq that were never handed over, up to which seq that is all of them, and
+    whether it was looked no further since these are enough for one answer."""
     condition, values = where(wanted.filter)
     end = min(last_seq(connection), wanted.position + wanted.window)
-    rows: list[Row] = connection.execute(
+    rows: list[Row] = []
+    room = PAGE_BYTES
+    for row in connection.execute(
         f"SELECT {COLUMNS}, {_FRAMES} FROM messages WHERE seq > ? AND seq <= ? AND {condition} "
         "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE consumer = ? AND message = messages.id) "
         "ORDER BY seq LIMIT ?",
         (wanted.inline, position, end, *values, wanted.consumer, wanted.limit),
-    ).fetchall()
-    if len(rows) == wanted.limit:
-        end = rows[-1][0]
-    return rows, max(position, end)
+    ):
+        rows.append(row)
+        room -= weight(row)
+        if len(rows) == wanted.limit or room <= 0:
+            return rows, row[0], True
+    return rows, max(position, end), False
 
 
 def note(deliveries: Sequence[StoredDelivery]) -> Callable[[Connection], None]:

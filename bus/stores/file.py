@@ -45,6 +45,7 @@ from .base import (
     FrameFile,
     HandedOver,
     HandOver,
+    Listing,
     Space,
     Store,
     StoredConsumer,
@@ -285,6 +286,15 @@ class FileStore(Store):
             return outcome
         raise outcome
 
+    async def seal_all(self, listings: Sequence[Listing]) -> Sequence[Receipt | retention_rows.Refusal]:
+        """List small messages with their frames."""
+        operations = [message_rows.seal(each.info, (), each.body, each.terms) for each in listings]
+
+        def operation(connection: sqlite3.Connection) -> list[Receipt | retention_rows.Refusal]:
+            return [listing(connection) for listing in operations]
+
+        return await self._metadata.write(operation)
+
     async def delete(self, message_id: str) -> bool:
         """Remove one message."""
         return bool(await self.remove([message_id]))
@@ -319,6 +329,12 @@ class FileStore(Store):
     ) -> list[MessageInfo]:
         """Sealed messages by seq."""
         return await self._metadata.read(message_rows.listing(pattern, after, limit, order, dead))
+
+    async def page(
+        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
+    ) -> tuple[list[MessageInfo], bool]:
+        """Sealed messages by seq, as many as fit a page."""
+        return await self._metadata.read(message_rows.page(pattern, after, limit, order, dead))
 
     async def backlog(self, pattern: str, after: int) -> int:
         """Number of matching messages after a seq."""

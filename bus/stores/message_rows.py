@@ -27,6 +27,11 @@ _INSERT = (
 )
 _KEY_COLUMNS = "id, seq, topic, key, bytes, frames, digest"
 
+_MATCHED_ONE_BY_ONE = 5000
+"""Messages of a log whose topics are matched each by itself, rather than those of all topics."""
+PAGE_BYTES = 1 << 20
+"""Of headers and pipelines, beyond which no more messages are given at a time."""
+
 Row = tuple[Any, ...]
 """A row of SQLite: what its columns are is known from the statement alone."""
 
@@ -56,6 +61,11 @@ def to_info(row: Row) -> MessageInfo:
         sealed=_moment(row[14]),
         dead=None if row[15] is None else Death.from_json(json.loads(row[15])),
     )
+
+
+def weight(row: Row) -> int:
+    """Bytes of the parts of a row that begins with ``COLUMNS`` which its publisher may make long."""
+    return len(row[6]) + len(row[8])
 
 
 def where(pattern: str) -> tuple[str, tuple[str, ...]]:
@@ -173,19 +183,44 @@ def listing(
     pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool
 ) -> Callable[[Connection], list[MessageInfo]]:
     """Messages with matching topics by seq, behind ``after``; or dead letters only."""
+    statement, values = _listing(pattern, after, limit, order, dead)
+
+    def query(connection: Connection) -> list[MessageInfo]:
+        return [to_info(row) for row in connection.execute(statement, values)]
+
+    return query
+
+
+def _listing(
+    pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool
+) -> tuple[str, tuple[object, ...]]:
     condition, values = where(pattern)
     if dead:
         condition += " AND dead IS NOT NULL"
     beyond = "seq > ?" if order == "asc" else "seq < ?"
     if after is None:
         after = 0 if order == "asc" else 2**63 - 1
+    return (
+        f"SELECT {COLUMNS} FROM messages WHERE {beyond} AND {condition} ORDER BY seq {order} LIMIT ?",
+        (after, *values, limit),
+    )
 
-    def query(connection: Connection) -> list[MessageInfo]:
-        rows = connection.execute(
-            f"SELECT {COLUMNS} FROM messages WHERE {beyond} AND {condition} ORDER BY seq {order} LIMIT ?",
-            (after, *values, limit),
-        )
-        return [to_info(row) for row in rows]
+
+def page(
+    pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool
+) -> Callable[[Connection], tuple[list[MessageInfo], bool]]:
+    """As ``listing``, as many as fit a page, and whether there are more; see ``Store.page``."""
+    statement, values = _listing(pattern, after, limit + 1, order, dead)
+
+    def query(connection: Connection) -> tuple[list[MessageInfo], bool]:
+        found: list[MessageInfo] = []
+        room = PAGE_BYTES
+        for row in connection.execute(statement, values):
+            if len(found) == limit or room <= 0:
+                return found, True
+            found.append(to_info(row))
+            room -= weight(row)
+        return found, False
 
     return query
 
@@ -210,11 +245,17 @@ def backlog(pattern: str, after: int) -> Callable[[Connection], int]:
     condition, values = where(pattern)
 
     def query(connection: Connection) -> int:
-        return connection.execute(
-            f"SELECT count(*) FROM messages WHERE seq > ? AND {condition} "
-            "AND id NOT IN (SELECT id FROM damaged)",
+        chosen = condition
+        if values and not is_literal(pattern) and last_seq(connection) - after > _MATCHED_ONE_BY_ONE:
+            # To match each topic once and count in its index is far less work than to match each message.
+            chosen = f"topic IN (SELECT topic FROM usage WHERE {condition})"
+        matching, damaged = connection.execute(
+            f"SELECT (SELECT count(*) FROM messages WHERE seq > ?1 AND {chosen.replace('?', '?2')}), "
+            f"(SELECT count(*) FROM messages WHERE seq > ?1 AND {condition.replace('?', '?2')} "
+            "AND id IN (SELECT id FROM damaged))",
             (after, *values),
-        ).fetchone()[0]
+        ).fetchone()
+        return matching - damaged
 
     return query
 

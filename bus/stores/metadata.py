@@ -27,7 +27,7 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from tensorbus.bus.topics import matches
-from tensorbus.errors import StorageError, StorageFull, StoreVersion
+from tensorbus.errors import StorageError, StorageFull, StoreVersion, TensorbusError
 
 from .base import Space
 from .syncing import Syncing
@@ -144,7 +144,8 @@ CREATE INDEX deliveries_ahead ON deliveries (consumer, seq) WHERE settled = 1;
 CREATE TRIGGER message_listed AFTER INSERT ON messages BEGIN
     INSERT INTO usage (topic, messages, bytes) VALUES (new.topic, 1, new.bytes)
         ON CONFLICT (topic) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
-    INSERT INTO owners (owner, messages, bytes) SELECT new.owner, 1, new.bytes WHERE new.owner IS NOT NULL
+    INSERT INTO owners (owner, messages, bytes) SELECT new.owner, 1, new.bytes
+        WHERE new.owner IS NOT NULL AND new.dead IS NULL
         ON CONFLICT (owner) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
 END;
 CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
@@ -154,7 +155,8 @@ CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
     UPDATE keys SET gone = 1 WHERE topic = old.topic AND key = old.key AND id = old.id;
     UPDATE usage SET messages = messages - 1, bytes = bytes - old.bytes WHERE topic = old.topic;
     DELETE FROM usage WHERE topic = old.topic AND messages = 0;
-    UPDATE owners SET messages = messages - 1, bytes = bytes - old.bytes WHERE owner = old.owner;
+    UPDATE owners SET messages = messages - 1, bytes = bytes - old.bytes
+        WHERE owner = old.owner AND old.dead IS NULL;
     DELETE FROM owners WHERE owner = old.owner AND messages = 0;
 END;
 """
@@ -256,7 +258,8 @@ class Metadata:
         """Run ``operation`` in the next transaction; its result, once that is on the disk.
 
         Operations run in the order of the calls. One may be part of a larger transaction: it raises nothing
-        but sqlite3.Error, with which the whole group fails. Once begun it is carried through, even if the
+        but sqlite3.Error, with which the whole group fails. Where the fault is its own, and not the disk's,
+        it fails alone: the others are run once more without it. Once begun it is carried through, even if the
         caller is cancelled.
 
         Raises:
@@ -403,6 +406,10 @@ class Metadata:
             if isinstance(problem, sqlite3.Error) and problem.sqlite_errorcode in _SYNC_FAILED:
                 self._syncing.fail(f"{self._path}: a commit could not be synced: {problem}")
             self._roll_back(connection)
+            if len(group) > 1 and _is_own_fault(problem):
+                for change in group:
+                    self._commit([change])
+                return
             failure = problem
             if isinstance(problem, sqlite3.Error | OSError) and not isinstance(problem, StorageError):
                 failure = as_storage_error(problem, self._path)
@@ -442,6 +449,13 @@ class Metadata:
             self._changes_seen = self._changes
             if quiet and self.log.stat().st_size > _LOG_AT_REST:
                 self._tidy_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _is_own_fault(problem: BaseException) -> bool:
+    """Whether one change of a group is at fault, and not the disk: the others can be done without it."""
+    if isinstance(problem, sqlite3.Error):
+        return isinstance(problem, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError)
+    return isinstance(problem, Exception) and not isinstance(problem, OSError | TensorbusError)
 
 
 def _tell(group: Sequence[_Change[object]], results: Sequence[object]) -> None:

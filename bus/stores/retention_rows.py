@@ -83,6 +83,18 @@ def oldest(topic: str, limit: int) -> Callable[[Connection], list[Aged]]:
     return query
 
 
+_CONCERNS_SOMEBODY = (
+    "(messages.dead IS NULL OR EXISTS ("
+    "SELECT 1 FROM consumers WHERE uid IN (SELECT value FROM json_each({uids})) "
+    "AND name <> json_extract(messages.dead, '$.consumer') AND name NOT IN ("
+    "SELECT json_extract(value, '$.consumer') FROM json_each(messages.dead, '$.earlier'))))"
+)
+"""Of a dead letter: one of the consumers is handed it, since it is not of those that it is the letter of.
+
+Otherwise nobody has settled it but by failing, and it is the last that there is of the message.
+"""
+
+
 def settled_by_all(topic: str, consumers: Sequence[str], limit: int) -> Callable[[Connection], list[str]]:
     """Messages of a topic that each consumer has settled; see ``Store.settled_by_all``.
 
@@ -101,7 +113,8 @@ def settled_by_all(topic: str, consumers: Sequence[str], limit: int) -> Callable
         rows = connection.execute(
             "SELECT id FROM messages WHERE topic = ?1 AND seq <= ?2 AND NOT EXISTS ("
             "SELECT 1 FROM deliveries WHERE message = messages.id AND settled = 0 "
-            "AND consumer IN (SELECT value FROM json_each(?3))) ORDER BY seq LIMIT ?4",
+            "AND consumer IN (SELECT value FROM json_each(?3))) "
+            f"AND {_CONCERNS_SOMEBODY.format(uids='?3')} ORDER BY seq LIMIT ?4",
             (topic, 2**63 - 1 if position is None else position, uids, limit),
         )
         return [message_id for (message_id,) in rows]
@@ -133,7 +146,8 @@ def settled_among(message_ids: Sequence[str], consumers: Sequence[str]) -> Calla
             "SELECT 1 FROM consumers LEFT JOIN deliveries "
             "ON deliveries.consumer = consumers.uid AND deliveries.message = messages.id "
             "WHERE consumers.uid IN (SELECT value FROM json_each(?2)) "
-            "AND NOT coalesce(deliveries.settled, consumers.position >= messages.seq)) ORDER BY seq",
+            "AND NOT coalesce(deliveries.settled, consumers.position >= messages.seq)) "
+            f"AND {_CONCERNS_SOMEBODY.format(uids='?2')} ORDER BY seq",
             values,
         )
         return [message_id for (message_id,) in rows]

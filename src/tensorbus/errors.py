@@ -213,7 +213,7 @@ class StorageFull(StorageError):
 
 
 class StoreReadOnly(StorageError):
-    """Writing failed in a way that leaves no trust in what would follow; what is stored is still delivered."""
+    """Writing failed so that what follows could not be trusted; what is stored is still delivered."""
 
     status = 503
     slug = "store-read-only"

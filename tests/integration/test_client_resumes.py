@@ -403,6 +403,17 @@ async def serving(data: Path, port: int) -> tuple[asyncio.subprocess.Process, st
     return process, json.loads(await process.stdout.readline())["url"]
 
 
+async def arrived(url: str, more_than: int) -> None:
+    """Wait until the broker has so many bytes of the one message that is being published."""
+    async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{url}/v1/messages", params={"state": "open"}) as answer:
+                (message,) = (await answer.json())["messages"]
+            if message["bytes"] > more_than:
+                return
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("codec", ["none", "lossless"])
 async def test_a_broker_that_is_killed_has_what_it_had(tmp_path: Path, codec: str) -> None:
     """kill -9 of the broker in the midst: it goes on behind the last whole frame on its disk."""
@@ -422,6 +433,7 @@ async def test_a_broker_that_is_killed_has_what_it_had(tmp_path: Path, codec: st
         async with place.proxy(), client(place) as bus:
             publishing = asyncio.create_task(bus.publish(TOPIC, CONTAINER, codec, progress=hold))
             await half.wait()
+            await arrived(url, more_than=4 << 20)
             process.kill()
             await process.wait()
             process, _ = await serving(place.data, port)

@@ -74,6 +74,7 @@ async def place(tmp_path: Path) -> AsyncGenerator[Place]:
 
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/topics/{topic}/messages"): {"data": b"x"},
+    ("POST", "/v1/topics/{topic}/batch"): {"data": bytes(8)},
     ("PUT", "/v1/consumers/{name}"): {"json": {"filter": "secret.>"}},
     ("PUT", "/v1/policies/{name}"): {"json": {"filter": "secret.>"}},
     ("POST", "/v1/tokens"): {"json": {"name": "x", "admin": [">"]}},
@@ -424,9 +425,33 @@ async def test_a_web_page_cannot_use_a_broker_without_tokens(tmp_path: Path) -> 
     async with running_broker(tmp_path) as url, aiohttp.ClientSession(url) as http:
         place = Place(url, http, TokenFile(tmp_path))
         path = "/v1/topics/a/messages"
-        for origin, status in (("https://example.org", 403), ("null", 403), (url, 201)):
+        for origin, status in (("https://example.org", 403), ("null", 403), ("http://[", 403), (url, 201)):
             got, _, _ = await place.ask(None, "POST", path, data=b"x", headers={"Origin": origin})
             assert got == status
+
+
+async def test_a_name_that_leads_here_opens_no_broker_without_tokens(tmp_path: Path) -> None:
+    """A page of a site whose name was made to lead to this machine is of the same origin to its browser."""
+    settings = ServerSettings(port=0, allow_remote=True)
+    async with running_broker(tmp_path) as url, aiohttp.ClientSession(url) as http:
+        place = Place(url, http, TokenFile(tmp_path))
+        port = URL(url).port
+        for host, status in (
+            (f"rebound.example.org:{port}", 403),
+            ("printer.local", 403),
+            ("[::1", 403),
+            (f"localhost:{port}", 200),
+            ("broker.localhost", 200),
+            (f"[::1]:{port}", 200),
+            ("10.1.2.3", 200),
+            ("broker:8080", 200),
+        ):
+            got, document, _ = await place.ask(None, "GET", "/v1/messages", headers={"Host": host})
+            assert got == status, (host, document)
+    async with running_broker(tmp_path, settings=settings) as url, aiohttp.ClientSession(url) as http:
+        place = Place(url, http, TokenFile(tmp_path))
+        status, _, _ = await place.ask(None, "GET", "/v1/messages", headers={"Host": "broker.example.org"})
+        assert status == 200
 
 
 # --- names and files ---------------------------------------------------------------------------------

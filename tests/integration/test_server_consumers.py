@@ -152,6 +152,8 @@ async def requests_in_flight(http: aiohttp.ClientSession) -> int:
         ("POST", PULL, {"inline": 1 << 21}, 400),
         ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"seq": 0}}, 400),
         ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"time": "2999-01-01T00:00:00Z"}}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"time": "0001-01-01T00:00:00+23:59"}}, 400),
+        ("PUT", "/v1/consumers/a", {"filter": ">", "start": {"time": "9999-12-31T23:59:59-23:59"}}, 400),
         ("PUT", "/v1/consumers/a", {"filter": ">", "backoff": [1, 2], "max_deliver": 1}, 400),
         ("PUT", "/v1/consumers/a", {"filter": ">", "dead_letter": "a.>"}, 400),
         ("DELETE", "/v1/dead-letters", None, 400),

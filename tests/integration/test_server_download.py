@@ -70,6 +70,21 @@ async def published(http: aiohttp.ClientSession, body: bytes) -> str:
         return (await answer.json())["id"]
 
 
+async def test_a_large_manifest_comes_bit_by_bit(http: aiohttp.ClientSession) -> None:
+    """One that is longer than what is held at a time is told as a whole, and its items are found."""
+    names = [f"layer.{number}.weight" for number in range(2500)]
+    message_id = await published(http, b"".join(message(**dict.fromkeys(names, b"w"))))
+    async with http.get(f"/v1/messages/{message_id}") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        told = await answer.json()
+    assert [entry["n"] for entry in told["manifest"]] == names
+    assert (told["id"], told["items"]) == (message_id, 2500)
+    async with http.head(f"/v1/messages/{message_id}") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/json")
+    async with http.get(f"/v1/messages/{message_id}/items/{names[-1]}") as answer:
+        assert answer.status == 200 and (await answer.read()).endswith(b"w")
+
+
 async def test_the_body_comes_back_byte_for_byte(http: aiohttp.ClientSession) -> None:
     """GET …/frames is what was published, with its length, type and digest."""
     body = b"".join(message(weight=bytes(range(256)) * 20_000, bias=b"b"))

@@ -446,3 +446,21 @@ async def test_a_message_acknowledged_ahead_of_older_ones_stays_so(tmp_path: Pat
     async with Broker(FileStore(tmp_path)) as broker:
         assert (await broker.consumer("c")).backlog == 1
         assert await ids(broker) == [earlier]
+
+
+async def test_a_backlog_is_the_same_however_it_is_counted(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long log the topics are matched once each, of a short one each message's."""
+    for number in range(12):
+        await publish(broker, f"fl.{number % 4}.{'updates' if number % 2 else 'models'}")
+    patterns = (">", "fl.*.updates", "fl.1.>", "fl.3.updates", "*.nothing")
+
+    async def counted() -> list[int]:
+        for pattern in patterns:
+            await broker.ensure_consumer(f"c{patterns.index(pattern)}", ConsumerConfig(pattern, start=3))
+        return [info.backlog for info in await broker.consumers()]
+
+    short = await counted()
+    monkeypatch.setattr("tensorbus.bus.stores.message_rows._MATCHED_ONE_BY_ONE", 0)
+    assert await counted() == short == [10, 5, 2, 3, 0]

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -16,7 +17,7 @@ from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.policies import PolicyConfig
 from tensorbus.bus.stores.base import Copy, StoredDelivery
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.errors import AlreadySettled, Conflict, InvalidRequest, NotFound, StorageError
+from tensorbus.errors import AlreadySettled, Conflict, InvalidRequest, NotFound, QuotaExceeded, StorageError
 from tensorbus.streaming.raw import RawEncoder
 
 SETTINGS = BrokerSettings(sweep_interval=0)
@@ -391,6 +392,53 @@ async def test_dying_removes_a_message_from_a_work_queue(broker: Broker) -> None
     assert (await broker.messages("t")).messages == ()
     again = await broker.replay(letter.id)
     assert await ids(broker) == [again.id]
+
+
+@pytest.mark.parametrize("retention", ["interest", "workqueue"])
+@pytest.mark.parametrize("pattern", ["t", ">"])
+async def test_a_letter_waits_for_somebody_who_can_deal_with_it(
+    broker: Broker, retention: Literal["interest", "workqueue"], pattern: str
+) -> None:
+    """That nobody is interested, or only who failed, does not remove the last that there is of a message."""
+    await broker.ensure_consumer("c", ConsumerConfig(pattern))
+    await broker.put_policy("all", PolicyConfig(">", retention=retention))
+    await publish(broker)
+    letter = await refuse(broker)
+    await publish(broker)  # behind the letter
+    (delivery,) = await broker.pull("c", 10)
+    await broker.ack("c", delivery.token)
+    await broker.sweep()
+    assert [info.id for info in (await broker.messages()).messages] == [letter.id]
+    if pattern == "t" or retention == "interest":
+        await broker.ensure_consumer("undertaker", ConsumerConfig("dead.>"))
+        (delivery,) = await broker.pull("undertaker")
+        await broker.ack("undertaker", delivery.token)
+        await broker.sweep()
+        assert (await broker.messages()).messages == ()
+
+
+async def test_letters_are_not_charged_to_the_publisher(broker: Broker) -> None:
+    """Whoever may only subscribe could otherwise use up others' quotas; what is replayed is theirs again."""
+    frames = body(SMALL)
+
+    async def begin() -> Upload:
+        upload = await broker.begin("t", size=len(frames), owner="a", quota=2 * len(frames))
+        assert isinstance(upload, Upload)
+        await upload.write(frames)
+        return upload
+
+    await (await begin()).seal()
+    await broker.ensure_consumer("c", ConsumerConfig("t"))
+    letter = await refuse(broker)
+    await (await begin()).seal()
+    with pytest.raises(QuotaExceeded):
+        await begin()
+    await broker.delete(letter.dead.message if letter.dead else "")
+    again = await broker.replay(letter.id)
+    with pytest.raises(QuotaExceeded):
+        await begin()
+    await broker.delete(again.id)
+    await (await begin()).seal()
 
 
 # --- crashes -----------------------------------------------------------------------------------------

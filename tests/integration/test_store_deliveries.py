@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import pytest
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
-from tensorbus.bus.messages import Receipt
+from tensorbus.bus.messages import MessageInfo, Receipt
+from tensorbus.bus.stores.base import Copy, HandedOver, HandOver, StoredDelivery
 from tensorbus.bus.stores.file import FileStore
 from tensorbus.errors import AlreadySettled, Conflict, InvalidName, InvalidRequest, NotFound
 from tensorbus.streaming.raw import RawEncoder
@@ -438,3 +439,85 @@ async def test_first_deliveries_are_in_the_order_of_the_log(real: Broker) -> Non
 
     await asyncio.gather(worker(), *(publish(real, f"t.{number}") for number in range(120)))
     assert seqs == sorted(seqs)
+
+
+# --- races between what is noted and what is settled -------------------------------------------------
+
+
+class OvertakenStore(FileStore):
+    """When it has buried, another worker gets and acknowledges what was given back, before that is noted."""
+
+    broker: Broker
+    acking: asyncio.Task[None] | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.settled, self.noted = asyncio.Event(), asyncio.Event()
+
+    async def bury(
+        self, uid: str, position: int, delivery: StoredDelivery, letter: Copy
+    ) -> MessageInfo | None:
+        """In the midst of a nak."""
+        info = await super().bury(uid, position, delivery, letter)
+        again = await one(self.broker)
+        self.acking = asyncio.create_task(self.broker.ack("c", again.token))
+        await self.settled.wait()
+        return info
+
+    async def settle(self, uid: str, position: int, deliveries: Sequence[StoredDelivery]) -> None:
+        """It is committed, and nobody has heard of it yet."""
+        await super().settle(uid, position, deliveries)
+        self.settled.set()
+        await self.noted.wait()
+
+
+async def test_a_late_note_does_not_undo_an_ack(tmp_path: Path, clock: VirtualClock) -> None:
+    """What was given back, handed out again and acknowledged stays so, also after a restart."""
+    store = OvertakenStore(tmp_path)
+    async with Broker(store, SETTINGS, clock) as broker:
+        store.broker = broker
+        await broker.ensure_consumer("c", ConsumerConfig(">", ack_wait=30, max_deliver=1))
+        given_back, spent = await publish(broker), await publish(broker)
+        first, _ = await broker.pull("c", 2)
+        clock.now = 29
+        await broker.in_progress("c", first.token)
+        clock.now = 31  # the other one is over, and is buried by the next call
+        await broker.nak("c", first.token, unread=True)
+        store.noted.set()
+        assert store.acking is not None
+        await store.acking
+    async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
+        clock.now = 1000
+        assert await ids(broker) == []
+        letters = (await broker.dead_letters()).messages
+        assert [letter.dead and letter.dead.message for letter in letters] == [spent.id]
+        assert given_back.id != spent.id
+
+
+async def test_what_nobody_waited_for_counts_no_attempt_after_a_restart(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    """A worker that leaves while it pulls has seen nothing; its attempt may have been the last one."""
+
+    class Slow(FileStore):
+        leave: asyncio.Event
+
+        async def take(self, wanted: HandOver) -> HandedOver:
+            found = await super().take(wanted)
+            self.leave.set()
+            await asyncio.sleep(0)
+            return found
+
+    store = Slow(tmp_path)
+    store.leave = asyncio.Event()
+    async with Broker(store, SETTINGS, clock) as broker:
+        await broker.ensure_consumer("c", ConsumerConfig(">", max_deliver=1))
+        receipt = await publish(broker)
+        pulling = asyncio.create_task(broker.pull("c"))
+        await store.leave.wait()
+        pulling.cancel()
+        await asyncio.wait([pulling])
+    async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
+        clock.now = 1000
+        assert await ids(broker) == [receipt.id]
+        assert (await broker.dead_letters()).messages == ()

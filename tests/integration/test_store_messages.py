@@ -7,12 +7,14 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from threading import Event
+from typing import Literal
 
 import pytest
 
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.readers import Reader
 from tensorbus.bus.broker.uploads import Upload
+from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.base import FrameFile, Part
 from tensorbus.bus.stores.file import FileStore
@@ -32,6 +34,7 @@ from tensorbus.streaming.entries import Entry, EntryView
 from tensorbus.streaming.frames import FrameParser, Kind, encode_frame
 from tensorbus.streaming.headers import Envelope, SliceHeader
 from tensorbus.streaming.packing import pack, pack_array
+from tensorbus.streaming.raw import RawEncoder
 from tensorbus.streaming.tally import Tally
 
 
@@ -188,6 +191,29 @@ async def test_listing_by_filter_in_pages_and_backwards(broker: Broker) -> None:
         await broker.messages(limit=0)
     with pytest.raises(InvalidName):
         await broker.messages("fl.>.x")
+
+
+async def test_a_page_ends_with_a_mebibyte_of_headers(broker: Broker) -> None:
+    """However large headers are, a page has a size; a listing still comes to its end, in either order."""
+    encoder = RawEncoder({f"h{number}": "x" * 250 for number in range(60)}, "text/plain", 0)
+    frames = [encoder.open(), encoder.close()]
+    for _ in range(100):
+        await publish(broker, "t", frames=frames)
+    orders: list[Literal["asc", "desc"]] = ["asc", "desc"]
+    for order in orders:
+        found: list[int | None] = []
+        page = await broker.messages(limit=1000, order=order)
+        while page.next is not None:
+            assert sum(len(str(info.headers)) for info in page.messages) < 1_200_000
+            found += [info.seq for info in page.messages]
+            page = await broker.messages(limit=1000, order=order, after=page.next)
+        found += [info.seq for info in page.messages]
+        assert found == sorted(range(1, 101), reverse=order == "desc")
+        assert len(page.messages) < 50
+    await broker.ensure_consumer("c", ConsumerConfig(">", max_ack_pending=1000))
+    pulled = [await broker.pull("c", 256) for _ in range(3)]
+    assert [delivery.message.seq for part in pulled for delivery in part] == list(range(1, 101))
+    assert 50 < len(pulled[0]) < 100
 
 
 async def test_delete_gives_space_back_but_not_under_a_reader(broker: Broker, tmp_path: Path) -> None:

@@ -91,6 +91,24 @@ async def test_a_group_that_cannot_be_committed_fails_whole(metadata: Metadata, 
     assert await metadata.read(count) == 1
 
 
+async def test_a_change_that_is_at_fault_itself_fails_alone(metadata: Metadata, disk: Disk) -> None:
+    """What one caller may have got wrong is not answered to those who happen to share its commit."""
+
+    def faulty(connection: sqlite3.Connection) -> int:
+        return connection.execute("SELECT ?", (1 << 70,)).fetchone()[0]
+
+    first = asyncio.create_task(metadata.write(Insert(0)))
+    await asyncio.sleep(0)
+    changes = [Insert(1), faulty, Insert(2), Insert(1)]
+    waiting = [asyncio.create_task(metadata.write(change)) for change in changes]
+    await asyncio.sleep(0)
+    disk.gate.set()
+    outcomes = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert outcomes[:2] == [0, 1] and outcomes[3] == 2
+    assert isinstance(outcomes[2], OverflowError) and isinstance(outcomes[4], StorageError)
+    assert await metadata.read(count) == 3
+
+
 async def test_a_closed_file_takes_nothing(metadata: Metadata, disk: Disk) -> None:
     """What waited is committed first; what comes later is refused instead of forgotten."""
     waiting = asyncio.create_task(metadata.write(Insert(1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensorbus.bus.server.media import FRAMES
+from tensorbus.bus.server.media import BATCH, FRAMES
 
 from .operation import Part, empty_answer, json_answer, operation, parameter, problem
 from .values import (
@@ -41,6 +41,7 @@ def paths() -> Part:
             "get": operation("messages", "topics", "List topics.", {"200": json_answer("Topics.", "Topics")})
         },
         "/v1/topics/{topic}/messages": {"post": _publish()},
+        "/v1/topics/{topic}/batch": {"post": _publish_batch()},
         "/v1/topics/{topic}/receipt": {
             "get": operation(
                 "messages",
@@ -112,6 +113,28 @@ def _publish() -> Part:
             "content": {FRAMES: BINARY, "*/*": BINARY},
             "description": f"`{FRAMES}`, or anything. {any_type} With `Expect: 100-continue`, topic, key and "
             "size are checked before the body is sent.",
+        },
+    )
+
+
+def _publish_batch() -> Part:
+    return operation(
+        "messages",
+        "publishBatch",
+        "Publish up to 256 small messages at once; they are durable when the answer comes.",
+        {
+            "200": json_answer("What became of each, in their order.", "BatchResults"),
+            "408": problem("No byte arrived for the idle time-out."),
+            "422": problem("The lengths of the records do not fit the body."),
+            "507": problem("The disk is full."),
+        },
+        parameters=(parameter("path", "topic", TOPIC, "Where to publish."),),
+        body={
+            "required": True,
+            "content": {BATCH: BINARY},
+            "description": "Records, one behind the other, 1 MiB in all: length of the key and length of the "
+            "frames (each a little-endian u32), the idempotency key (none has length 0), the frames. The "
+            "frames of a message take up to 64 KiB, unless the broker is set up otherwise.",
         },
     )
 
@@ -188,6 +211,10 @@ def schemas() -> dict[str, Schema]:
                 "duplicate": FLAG,
             },
             "Every frame of the message is verified and on stable storage.",
+        ),
+        "BatchResults": record(
+            {"results": array({"anyOf": [ref("Receipt"), ref("Problem")]})},
+            "For each message of a batch its receipt, or the problem that it has.",
         ),
         "Message": record(_MESSAGE, "A message without its frames. Sizes are bytes."),
         "MessageWithManifest": record(
