@@ -36,6 +36,8 @@ from .tally import Tally
 __all__ = ["ContainerDecoder", "ContainerEncoder", "EncodedFrame", "SliceEvent"]
 
 _NOTHING = memoryview(b"")
+_CLOSE_BYTES = len(Tally().close(0, 0, 0))
+"""Of the close frame, which has one size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class ContainerEncoder:
             items=len(self.entries),
             original_bytes=self.original_bytes,
         )
-        self.envelope = self._sized(envelope)
+        self.envelope, self._open_frame = self._sized(envelope)
         self.wire_bytes = self.envelope.wire_bytes
 
     def resumption(self) -> Resumption:
@@ -162,7 +164,7 @@ class ContainerEncoder:
         there = there or self.resumption()
         tally = there.tally
         if not there.frames:
-            opening = EncodedFrame(self._opening())
+            opening = EncodedFrame(self._open_frame)
             tally.add_head(Kind.OPEN, opening.head)
             yield opening
         for frame in self._manifest[max(0, there.frames - 1) :]:
@@ -183,10 +185,7 @@ class ContainerEncoder:
     def _before(self) -> list[tuple[Kind, bytes, int]]:
         """Kind, head and payload bytes of the frames before the slices."""
         manifest = [(Kind.MANIFEST, frame.head, len(frame.payload)) for frame in self._manifest]
-        return [(Kind.OPEN, self._opening(), 0), *manifest]
-
-    def _opening(self) -> bytes:
-        return encode_frame(Kind.OPEN, self.envelope.to_map())
+        return [(Kind.OPEN, self._open_frame, 0), *manifest]
 
     def _jobs(self, first: int, end: int | None, acquire: Callable[[], memoryview]) -> Iterator[SliceJob]:
         """The work of the slices from number ``first`` to ``end``."""
@@ -220,19 +219,20 @@ class ContainerEncoder:
                     self._note(made)
         self._counted = slices
 
-    def _sized(self, envelope: Envelope) -> Envelope:
-        """``envelope`` with the size of the message, of which it is itself a part."""
+    def _sized(self, envelope: Envelope) -> tuple[Envelope, bytes]:
+        """``envelope`` with the size of the message, of which it is itself a part, and its frame."""
         if not all(plan.codec.fixed_size for plan in self._plans):
-            return envelope
+            return envelope, encode_frame(Kind.OPEN, envelope.to_map())
         rest = sum(len(frame) for frame in self._manifest) + sum(plan.wire_bytes() for plan in self._plans)
-        rest += len(Tally().close(0, 0, 0))
-        total = 0
+        rest += _CLOSE_BYTES
+        total = rest
         # A larger number may take more bytes to write, never fewer: this settles after two or three steps.
         while True:
             sized = replace(envelope, wire_bytes=total)
-            size = len(encode_frame(Kind.OPEN, sized.to_map())) + rest
+            opening = encode_frame(Kind.OPEN, sized.to_map())
+            size = len(opening) + rest
             if size == total:
-                return sized
+                return sized, opening
             total = size
 
 

@@ -101,6 +101,4 @@ def _client(load: Load) -> Client:
 
 def _deliveries(bus: Client, load: Load, prefetch: int = 1) -> Subscription:
     held = max(64, 2 * prefetch)
-    return bus.subscribe(
-        TOPIC, consumer="bench", follow=load.follow, max_in_flight=held, prefetch=prefetch
-    )
+    return bus.subscribe(TOPIC, consumer="bench", follow=load.follow, max_in_flight=held, prefetch=prefetch)

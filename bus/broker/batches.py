@@ -100,6 +100,7 @@ class Batches:
                 listings.append(Listing(self._checked(topic, record, wall, now), record.body, terms))
             except TensorbusError as problem:
                 outcomes[number] = problem
+                self._open.aborted += 1
         if listings:
             places = [number for number in range(len(records)) if number not in outcomes]
             outcomes |= zip(places, await self._list(topic, listings), strict=True)

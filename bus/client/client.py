@@ -444,9 +444,7 @@ class Client:
 
         Needs the right admin on ``>``. Asked once, since each time makes another one.
         """
-        answer = await self._connection.call(
-            "POST", "/v1/tokens", document=plan.to_json(), retry=False
-        )
+        answer = await self._connection.call("POST", "/v1/tokens", document=plan.to_json(), retry=False)
         return TokenInfo.from_json(answer), Fields(answer, "token").text("token")
 
     async def tokens(self) -> list[TokenInfo]:

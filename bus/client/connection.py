@@ -99,7 +99,9 @@ class Connection:
         if base.scheme not in ("http", "https") or not base.host:
             raise InvalidRequest(f"{url!r} is no broker URL; it should look like http://127.0.0.1:8080")
         if tls is not None and base.scheme != "https":
-            raise InvalidRequest(f"TLS settings are of no use with {url!r}; the URL has to begin with https://")
+            raise InvalidRequest(
+                f"TLS settings are of no use with {url!r}; the URL has to begin with https://"
+            )
         self.settings = settings
         self._tls = (tls or TlsSettings()).context() if base.scheme == "https" else True
         self._base = str(base.with_query(None).with_fragment(None)).rstrip("/")

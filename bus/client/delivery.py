@@ -32,7 +32,7 @@ class Delivery(Message):
     """
 
     def __init__(
-        self, host: DeliveryHost, given: DeliveryInfo, info: MessageInfo, entries: tuple[Entry, ...]
+        self, host: DeliveryHost, given: DeliveryInfo, info: MessageInfo, entries: tuple[Entry, ...] | None
     ) -> None:
         super().__init__(host.connection, host.bases, info, entries, given.frames)
         self.attempt = given.attempt

@@ -25,7 +25,7 @@ from tensorbus.streaming.specs import to_spec
 from .bases import Bases
 from .connection import Connection, segment
 from .downloads import Download
-from .held_frames import HeldFrames, Here
+from .held_frames import HeldFrames, Here, entries_of
 from .item_sink import DecodedItem, ItemSink
 from .passes import ItemPass, MessagePass, Pass
 from .progress import ProgressCallback, ProgressReporter
@@ -44,7 +44,6 @@ class Message:
 
     Attributes:
         info: everything the broker says about it.
-        entries: its manifest as it stands on the wire.
     """
 
     def __init__(
@@ -52,15 +51,26 @@ class Message:
         connection: Connection,
         bases: Bases,
         info: MessageInfo,
-        entries: tuple[Entry, ...],
+        entries: tuple[Entry, ...] | None,
         frames: bytes | None = None,
     ) -> None:
         self.info = info
-        self.entries = entries
+        self._entries = entries  # None: to be found in the frames, should anybody want to know
         self._frames = frames  # the whole body, if it is here already
         self._connection = connection
         self._bases = bases
         self._manifest: tuple[ItemSpec, ...] | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Its manifest as it stands on the wire.
+
+        Raises:
+            FrameError (and its kinds), …: the frames that came along with a delivery are no message.
+        """
+        if self._entries is None:
+            self._entries = entries_of(self._frames or b"")
+        return self._entries
 
     @property
     def manifest(self) -> tuple[ItemSpec, ...]:
@@ -215,6 +225,8 @@ class Message:
 
     async def _context(self) -> CodecContext:
         """The client's bases, if there is a stage that may want one; of an open message, not all is known."""
+        if not self._bases.given:
+            return NO_CONTEXT
         if self.info.state == "sealed" and not any("stages" in entry.codec for entry in self.entries):
             return NO_CONTEXT
         return await self._bases.reading()

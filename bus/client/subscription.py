@@ -21,7 +21,7 @@ from .connection import TRANSIENT, Connection, segment
 from .delivery import Delivery
 from .delivery_host import DeliveryHost
 from .heartbeat import Heartbeat
-from .held_frames import MAX_HELD, entries_of
+from .held_frames import MAX_HELD
 from .message import describe
 
 log = logging.getLogger("tensorbus.client")
@@ -67,6 +67,7 @@ class Subscription:
         self._host = DeliveryHost(connection, bases, self._acks, self._heartbeat.release)
         self._waiting: deque[DeliveryInfo] = deque()
         self._more: asyncio.Task[None] | None = None
+        self._came = 0
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -162,8 +163,10 @@ class Subscription:
             return None
         given = self._waiting.popleft()
         room = self._prefetch - len(self._waiting)
-        if len(self._waiting) < self._prefetch // 2 and (self._more is None or self._more.done()):
-            # What is there at once, so that it comes while the caller works; nothing is waited for.
+        idle = self._more is None or self._more.done()
+        if self._came > 1 and idle and len(self._waiting) < self._prefetch // 2:
+            # What is there at once, so that it comes while the caller works; nothing is waited for. Where
+            # they come one by one, there is nothing yet.
             self._more = asyncio.create_task(self._pull_more(room), name="tensorbus-prefetch")
         return given
 
@@ -174,7 +177,9 @@ class Subscription:
             document={"max": limit, "wait": wait, "follow": self._follow, "inline": MAX_HELD},
             wait=wait,
         )
-        for given in map(DeliveryInfo.from_json, Fields(answer, "deliveries").array("deliveries")):
+        came = [DeliveryInfo.from_json(each) for each in Fields(answer, "deliveries").array("deliveries")]
+        self._came = len(came)
+        for given in came:
             self._heartbeat.expect(given.token)
             self._waiting.append(given)
 
@@ -186,9 +191,8 @@ class Subscription:
 
     async def _take(self, given: DeliveryInfo) -> Delivery | None:
         try:
-            if given.frames is not None:
-                info, entries = given.message, entries_of(given.frames)
-            else:
+            info, entries = given.message, None
+            if given.frames is None:
                 info, entries = await describe(self._connection, given.message.id)
         except NotFound:
             self._heartbeat.release(given.token)

@@ -6,6 +6,8 @@ import logging
 
 from aiohttp import web
 
+from tensorbus.bus import log_context
+from tensorbus.bus.broker.batches import Record
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.topics import check_topic
@@ -14,6 +16,7 @@ from tensorbus.errors import InvalidRequest
 from .access import new_upload
 from .bodies import accept, chunks, expect_later
 from .context import context
+from .limits import read_body
 from .media import FRAMES
 from .plain import wrap_plain
 from .receiver import can_receive, receive
@@ -29,6 +32,9 @@ async def publish(request: web.Request) -> web.Response:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise InvalidRequest("the body must not be compressed (Content-Encoding)")
     topic = check_topic(request.match_info["topic"])
+    if _is_here(request):
+        with here.counters.upload():
+            return _answer(request, await _publish_whole(request, topic))
     with new_upload(request, topic) as identity:
         started = await here.broker.begin(
             topic,
@@ -53,6 +59,29 @@ async def publish(request: web.Request) -> web.Response:
         # connection meanwhile, it will be told "duplicate" when it comes again with its key.
         receipt = await started.seal()
     return _answer(request, receipt)
+
+
+def _is_here(request: web.Request) -> bool:
+    """Whether a small body came along with its head: then nobody has to wait for it, or could follow it."""
+    size = request.content_length
+    if size is None or request.content_type != FRAMES or not request.content.is_eof():
+        return False
+    return 0 < size <= context(request).broker.settings.inline_bytes
+
+
+async def _publish_whole(request: web.Request, topic: str) -> Receipt:
+    """What takes the way of a batch of one has no need of an upload."""
+    here = context(request)
+    with new_upload(request, topic) as identity:
+        read_body(request)
+        record = Record(request.headers.get("Idempotency-Key"), request.content.read_nowait())
+        here.counters.bytes_in += len(record.body)
+        quota = identity.quotas.max_bytes
+        (outcome,) = await here.broker.publish_batch(topic, (record,), identity.id, quota)
+    if not isinstance(outcome, Receipt):
+        raise outcome
+    log_context.message_id.set(outcome.id)
+    return outcome
 
 
 async def _move(request: web.Request, upload: Upload) -> None:

@@ -35,11 +35,11 @@ asyncio.run(main(Path(sys.argv[1])))
 HOOKS = """
 import schemathesis
 
-@schemathesis.serializer("application/offset+octet-stream")
+@schemathesis.serializer("application/offset+octet-stream", "application/vnd.tensorbus.batch")
 def chunk(_context, value):
     return {"data": value if isinstance(value, bytes) else str(value).encode()}
 """
-"""How bodies of tus are made."""
+"""How bodies of tus and of batches are made."""
 
 CONFIG = """
 warnings = false

@@ -221,7 +221,7 @@ async def test_a_site_whose_update_was_refused_may_send_a_better_one_in_the_same
 async def test_an_update_that_rots_on_the_disk_is_refused_and_the_others_count(
     bus: Client, tmp_path: Path
 ) -> None:
-    """A bit flips in the broker's files: the broker sees it, and what was folded of the update is taken out."""
+    """A bit flips in the broker's files: the broker sees it; what was folded of it is taken out."""
     await bus.publish("fl.sft.seed", update(0))
     await submit(bus, "a", update(1))
     rotten = await submit(bus, "bad", update(9))
