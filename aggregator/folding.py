@@ -14,7 +14,7 @@ from tensorbus.codecs.chain import codec_of
 from tensorbus.codecs.item import Item
 from tensorbus.errors import MissingBase, NotFound, TensorbusError
 
-from .reducers import Reducer
+from .reducers.mean import Reducer
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from .job import JobSpec, seed_consumer, seed_topic, state_name, updates_consume
 from .layout import Layout
 from .models import GlobalModel, newest_model
 from .publishing import Publisher
-from .reducers import Reducer, WeightedMean
+from .reducers.mean import Reducer, WeightedMean
 from .rounds import Round
 from .state_folder import StateFolder
 

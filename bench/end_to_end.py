@@ -37,7 +37,7 @@ import torch
 
 from tensorbus.aggregator.folding import Folder
 from tensorbus.aggregator.layout import Layout
-from tensorbus.aggregator.reducers import WeightedMean
+from tensorbus.aggregator.reducers.mean import WeightedMean
 from tensorbus.bus.client import Client
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import ItemSpec

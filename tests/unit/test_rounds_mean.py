@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorbus.aggregator.layout import Layout
-from tensorbus.aggregator.reducers import WeightedMean
+from tensorbus.aggregator.reducers.mean import WeightedMean
 from tensorbus.codecs.chain import QuantizerCodec
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item, ItemSpec

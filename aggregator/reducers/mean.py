@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from tensorbus.aggregator.accumulator import Accumulator
+from tensorbus.aggregator.coverage import Coverage
+from tensorbus.aggregator.layout import Layout
 from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.streaming.buffers import SliceBuffer
 from tensorbus.streaming.decoder import SliceEvent
-
-from .accumulator import Accumulator
-from .coverage import Coverage
-from .layout import Layout
 
 
 class Reducer(Protocol):

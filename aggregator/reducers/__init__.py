@@ -1,0 +1,1 @@
+"""Reducers: how the updates of a round become one model."""

@@ -1,0 +1,79 @@
+"""Reducer: the contract of everything that makes one model of a round's updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorbus.aggregator.layout import Layout
+from tensorbus.aggregator.updates import Contribution, Update
+from tensorbus.codecs.item import Item
+
+Told = Callable[[int], None]
+"""Hears the encoded bytes of an update that are in, after each slice."""
+
+FindBase = Callable[[str], Awaitable[Update]]
+"""The model with this base id (``message:<digest>``). Raises FoldingInterrupted when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """What a reducer may use besides memory for one accumulator.
+
+    Attributes:
+        folder: gives the job's state folder, which is made when it is first asked for; blocks.
+        accumulator: "memory", or "file" for a memory-mapped file in the state folder.
+        deterministic: the result may not depend on the order or the grouping of updates.
+    """
+
+    folder: Callable[[], Path]
+    accumulator: str = "memory"
+    deterministic: bool = False
+
+
+class Reducer(ABC):
+    """Makes the next model out of the round's model and the updates to it.
+
+    One call at a time. ``dirty`` says that an update was added in part: then only ``reset`` helps.
+    """
+
+    dirty: bool = False
+
+    def __init__(self, layout: Layout, workspace: Workspace) -> None:
+        self.layout = layout
+        self.workspace = workspace
+
+    @abstractmethod
+    async def reset(self) -> None:
+        """Forget every update, to begin a round or to begin it again."""
+
+    @abstractmethod
+    async def add(self, update: Update, contribution: Contribution, told: Told) -> None:
+        """Take an update that was sealed; it is read now, and may be read again until the round is over.
+
+        Raises:
+            ManifestMismatch, LimitExceeded, MissingBase, NonFiniteValues, PayloadMismatch, FrameError, StoreDamaged:
+                it cannot count, and the update is to blame; ``dirty`` says whether the others have to be added again.
+            FoldingInterrupted, BrokerUnavailable, TransferStalled: it cannot be read now.
+        """
+
+    @abstractmethod
+    async def close(self, current: Update, find_base: FindBase) -> Sequence[Item]:
+        """Every update is in: the items of the next model, in the order of the layout, valid until ``reset``.
+
+        Args:
+            current: the round's model, which is read only where it is needed.
+            find_base: models of earlier rounds, for updates that came late.
+
+        Raises:
+            FoldingInterrupted, BrokerUnavailable, TransferStalled: something cannot be read; add all again.
+        """
+
+    async def commit(self, number: int) -> None:  # noqa: B027  most reducers have no state
+        """The model of round ``number``, made of what ``close`` gave, is sealed: keep the state that goes with it."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give memory, files and threads back."""

@@ -1,0 +1,59 @@
+"""What reducers read: updates, models, and what each update counts for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tensorbus.codecs.item import ItemSpec
+from tensorbus.streaming.decoder import SliceEvent
+
+
+class Update(Protocol):
+    """A sealed container that can be read as often as needed, slice by slice: an update, or a model.
+
+    Reading raises FoldingInterrupted when it is gone, BrokerUnavailable and TransferStalled when it cannot
+    be had, and CodecError, FrameError, MissingBase or StoreDamaged when it cannot be decoded.
+    """
+
+    @property
+    def id(self) -> str:
+        """Names it in errors and logs."""
+        ...
+
+    @property
+    def manifest(self) -> Sequence[ItemSpec]:
+        """Its items, in its order."""
+        ...
+
+    def slices(self) -> AsyncGenerator[SliceEvent]:
+        """All slices in its order, verified and still encoded; each is valid until the next is asked for."""
+        ...
+
+    def item_slices(self, name: str) -> AsyncGenerator[SliceEvent]:
+        """The slices of one item; nothing else is fetched."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What an update counts for.
+
+    Attributes:
+        message: id of the update.
+        site: who made it.
+        number: the round whose model it was trained from, its version.
+        weight: num_examples times the staleness factor; positive.
+        base: id of that model as a base (``message:<digest>``): the update may be a change from it.
+        current: whether that model is the open round's.
+        scale: factor of its change, in (0, 1]; less than 1 when it was clipped.
+    """
+
+    message: str
+    site: str
+    number: int
+    weight: float
+    base: str
+    current: bool = True
+    scale: float = 1.0
