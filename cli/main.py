@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Show a message and its manifest.",
     "token": "Make, list and revoke access tokens.",
     "scrub": "Verify everything that is stored.",
+    "privacy": "Say what clipping and noise are worth.",
     "doctor": "Say what is installed and in use here, and what is broken.",
     "demo": "Run a whole federation of a small language model on this machine.",
 }

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     metavar="PATTERN",
     help="Send tensors of such names exactly, e.g. '*norm*'. Repeatable.",
 )
+@click.option(
+    "--skip", multiple=True, metavar="PATTERN", help="Never send tensors of such names. Repeatable."
+)
 @click.option("--key", help="Idempotency key: the same key is stored once, however often it is published.")
 @click.option(
     "--header", "headers", multiple=True, metavar="NAME=VALUE", help="A message header. Repeatable."
@@ -56,6 +59,7 @@ def command(
     base: Path | None,
     state: Path | None,
     keep: tuple[str, ...],
+    skip: tuple[str, ...],
     key: str | None,
     headers: tuple[str, ...],
     as_json: bool,
@@ -78,7 +82,7 @@ def command(
     from tensorbus.streaming.residual_files import FileResiduals
 
     parsed = dict(_header(header) for header in headers)
-    pipeline = Pipeline.parse(codec, keep)
+    pipeline = Pipeline.parse(codec, keep, skip)
     if state is None and not all(stage.undone for stage in pipeline.stages):
         raise click.UsageError("feedback keeps what it leaves out for the next message: give --state DIR")
 

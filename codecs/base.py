@@ -176,6 +176,13 @@ class Stage(ABC):
     against_base: ClassVar[bool] = False
     """Whether it needs a base; it then comes first, as only there the values are those that the base has."""
 
+    private: ClassVar[bool] = False
+    """Whether no value may get past it: tensors that are kept, or would not get smaller, take it as well, and
+    what it cannot work on is refused."""
+
+    follows: ClassVar[str | None] = None
+    """Name of the stage that it has to stand right behind; None if any will do."""
+
     zero_is_base: ClassVar[bool] = False
     """Whether values of zero behind this stage mean those of the base: such slices have an empty payload."""
 

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from tensorbus.errors import InvalidSpecification, ManifestMismatch
+from tensorbus.errors import InvalidSpecification, ManifestMismatch, MissingBase
 
 from . import registry
 from .base import Accumulator, Encoded, Quantizer, SliceCodec, Stage
@@ -103,14 +103,21 @@ def bind(pipeline: Pipeline, spec: ItemSpec, context: CodecContext = NO_CONTEXT)
 
     Stages that are not for the item are left out: those that do not accept its dtype, and those against a
     base which does not hold it. It is sent exactly where it is no tensor or is to be kept, where the
-    quantizer does not accept it, and where it would not get smaller.
+    quantizer does not accept it, and where it would not get smaller. Private stages are never left out: what
+    would be sent exactly is then sent as they make it, unquantised.
 
     Args:
         pipeline: resolved (`Pipeline.resolved`).
         spec: the item; its ``codec`` is not looked at.
         context: as for ``resolved``.
+
+    Raises:
+        InvalidSpecification, MissingBase: a private stage cannot work on the item.
     """
     exact = QuantizerCodec(registry.quantizer("none"), spec.dtype)
+    private = any(stage.private for stage in pipeline.stages)
+    if private and spec.view is None:
+        _check_private(pipeline.stages, spec, context)
     if spec.kind != "tensor":
         return exact
     stages = _for_item(pipeline.stages, spec, context)
@@ -119,7 +126,7 @@ def bind(pipeline: Pipeline, spec: ItemSpec, context: CodecContext = NO_CONTEXT)
         chain = _chain(stages, pipeline.quantizer, spec, context)
         if _pays(chain, pipeline.quantizer, spec):
             return chain
-    harmless = [stage for stage in stages if stage.exact]
+    harmless = [stage for stage in stages if stage.exact or stage.private or (private and stage.against_base)]
     return _chain(harmless, exact.quantizer, spec, context) if harmless else exact
 
 
@@ -168,6 +175,16 @@ def _for_item(stages: Sequence[Stage], spec: ItemSpec, context: CodecContext) ->
         if stage.accepts(_behind(used, spec.dtype)) and stage.fits(spec, context):
             used.append(stage)
     return used
+
+
+def _check_private(stages: Sequence[Stage], spec: ItemSpec, context: CodecContext) -> None:
+    """Refuse an item that would get past a private stage."""
+    names = " | ".join(stage.name for stage in stages if stage.private)
+    if spec.kind != "tensor" or not all(stage.accepts(spec.dtype) for stage in stages[:1]):
+        what = spec.dtype if spec.kind == "tensor" else f"a {spec.kind}"
+        raise InvalidSpecification(f"{names} cannot work on {spec.name!r}, {what}; leave it out with skip")
+    if not all(stage.fits(spec, context) for stage in stages):
+        raise MissingBase(f"{spec.name!r} is not in the base, so {names} cannot bound its change")
 
 
 def _behind(stages: Sequence[Stage], dtype: DType) -> DType:

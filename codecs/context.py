@@ -11,6 +11,7 @@ from tensorbus.errors import MissingBase
 if TYPE_CHECKING:
     from .bases import Base
     from .item import ItemSpec
+    from .privacy import Privacy
     from .residuals import ResidualPass
 
 
@@ -22,11 +23,13 @@ class CodecContext:
         bases: containers that items may be encoded against, by their id.
         base: the one that a ``delta`` or ``same`` without an id means; None if there is none.
         residuals: where ``feedback`` finds the errors of the last message and leaves those of this one.
+        privacy: what ``clip`` and ``gauss`` know of the message; the encoder of the message sees to it.
     """
 
     bases: Mapping[str, Base] = field(default_factory=dict[str, "Base"])
     base: Base | None = None
     residuals: ResidualPass | None = None
+    privacy: Privacy | None = None
 
     def find(self, base_id: str | None) -> Base:
         """The base called ``base_id``; ``base`` where that is None.

@@ -24,27 +24,34 @@ _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages, a quantizer, and the names of the items that are kept exact.
+    """Stages, a quantizer, the names of the items that are kept exact, and of those that are not sent.
 
     Attributes:
         quantizer: encodes the items that it accepts.
         keep: patterns (``*``, ``?``, ``[...]``, case matters) of names that arrive as they are.
         stages: what is done to the values before, in this order.
+        skip: patterns of names that are never sent; of tensors that share storage, one name is enough.
     """
 
     quantizer: Quantizer = _NONE
     keep: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
+    skip: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, spec: Pipeline | str | Mapping[str, object] | None, keep: Iterable[str] = ()) -> Pipeline:
+    def parse(
+        cls,
+        spec: Pipeline | str | Mapping[str, object] | None,
+        keep: Iterable[str] = (),
+        skip: Iterable[str] = (),
+    ) -> Pipeline:
         """A pipeline from what people and messages write.
 
         Args:
             spec: None (exact), ``"nf4"``, ``"nf4:blocksize=128"``, ``"delta | feedback | rotate | lloyd:2"``,
                 or the JSON form that ``to_json`` gives, ``{"stages": [{"name": "delta"}], "quantizer":
                 {"name": "nf4", "blocksize": 64}, "keep": ["*norm*"]}``.
-            keep: further patterns.
+            keep, skip: further patterns.
 
         Raises:
             InvalidSpecification: the specification is malformed, or its stages make no sense in this order.
@@ -57,12 +64,25 @@ class Pipeline:
         else:
             parsed = spec or cls()
         check_order(parsed.stages, parsed.quantizer)
-        return replace(parsed, keep=_patterns([*parsed.keep, *_listed(keep)]))
+        return replace(
+            parsed,
+            keep=_patterns("keep", [*parsed.keep, *_listed("keep", keep)]),
+            skip=_patterns("skip", [*parsed.skip, *_listed("skip", skip)]),
+        )
 
     def to_json(self) -> dict[str, object]:
         """The JSON form; ``Pipeline.parse`` rebuilds it."""
         stages = {"stages": [stage.config() for stage in self.stages]} if self.stages else {}
-        return {**stages, "quantizer": self.quantizer.config(), "keep": list(self.keep)}
+        skip = {"skip": list(self.skip)} if self.skip else {}
+        return {**stages, "quantizer": self.quantizer.config(), "keep": list(self.keep), **skip}
+
+    @property
+    def clip(self) -> float | None:
+        """The L2 norm that whole messages are clipped to; None if they are not."""
+        for stage in self.stages:
+            if stage.name == "clip":
+                return cast("float", stage.config()["norm"])
+        return None
 
     def resolved(self, context: CodecContext) -> Pipeline:
         """The pipeline with the id of the base in each stage that left it to the context.
@@ -79,7 +99,8 @@ def check_order(stages: Sequence[Stage], quantizer: Quantizer) -> None:
 
     Raises:
         InvalidSpecification: too many stages, one twice, ``delta`` or ``same`` not in the first place,
-            ``feedback`` behind a stage that computes, behind ``same``, or before a quantizer without error.
+            ``feedback`` behind a stage that computes, behind ``same``, or before a quantizer without error,
+            ``clip`` not behind ``delta``, ``gauss`` not behind ``clip``.
     """
     if len(stages) > MAX_STAGES:
         raise InvalidSpecification(f"{len(stages)} stages are more than {MAX_STAGES}")
@@ -93,6 +114,10 @@ def check_order(stages: Sequence[Stage], quantizer: Quantizer) -> None:
         before = stages[:at]
         if stage.against_base and before:
             raise InvalidSpecification(f"{text}: {stage.name} comes first, where values are as in the base")
+        if stage.follows is not None:
+            if not before or before[-1].name != stage.follows:
+                raise InvalidSpecification(f"{text}: {stage.name} comes right behind {stage.follows}")
+            continue
         if stage.undone:
             continue
         if any(one.exact or not one.against_base for one in before):
@@ -139,18 +164,19 @@ def _value(text: str) -> int | float | str:
 
 
 def _from_json(spec: Mapping[str, object]) -> Pipeline:
-    if unknown := [key for key in spec if key not in ("stages", "quantizer", "keep")]:
+    if unknown := [key for key in spec if key not in ("stages", "quantizer", "keep", "skip")]:
         raise InvalidSpecification(
-            f"a pipeline has no field {unknown[0]!r}; it has stages, quantizer and keep"
+            f"a pipeline has no field {unknown[0]!r}; it has stages, quantizer, keep and skip"
         )
     stages = spec.get("stages", ())
     if not isinstance(stages, Sequence) or isinstance(stages, str):
         raise InvalidSpecification(f"a pipeline's stages are a list, not {stages!r:.80}")
-    keep = _patterns(_listed(spec.get("keep", ())))
+    keep, skip = (_patterns(name, _listed(name, spec.get(name, ()))) for name in ("keep", "skip"))
     return Pipeline(
         registry.quantizer(_config(spec.get("quantizer", "none"), "quantizer")),
         keep,
         tuple(registry.stage(_config(stage, "stage")) for stage in cast("Sequence[object]", stages)),
+        skip,
     )
 
 
@@ -160,16 +186,16 @@ def _config(config: object, noun: str) -> str | Mapping[str, object]:
     return cast("str | Mapping[str, object]", config)
 
 
-def _listed(patterns: object) -> list[object]:
+def _listed(name: str, patterns: object) -> list[object]:
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
-        raise InvalidSpecification(f"keep is a list of name patterns, not {patterns!r:.200}")
+        raise InvalidSpecification(f"{name} is a list of name patterns, not {patterns!r:.200}")
     return list(cast(Iterable[object], patterns))
 
 
-def _patterns(patterns: list[object]) -> tuple[str, ...]:
+def _patterns(name: str, patterns: list[object]) -> tuple[str, ...]:
     if len(patterns) > MAX_PATTERNS:
-        raise InvalidSpecification(f"{len(patterns)} keep patterns are more than {MAX_PATTERNS}")
+        raise InvalidSpecification(f"{len(patterns)} {name} patterns are more than {MAX_PATTERNS}")
     for pattern in patterns:
         if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN_LENGTH:
-            raise InvalidSpecification(f"a keep pattern is a text of 1 to {MAX_PATTERN_LENGTH} characters")
+            raise InvalidSpecification(f"a {name} pattern is a text of 1 to {MAX_PATTERN_LENGTH} characters")
     return tuple(dict.fromkeys(cast(list[str], patterns)))

@@ -36,6 +36,8 @@ STAGES: dict[str, str] = {
     "same": "tensorbus.codecs.stages.same:Same",
     "feedback": "tensorbus.codecs.stages.feedback:Feedback",
     "rotate": "tensorbus.codecs.stages.rotate:Rotate",
+    "clip": "tensorbus.codecs.stages.clip:Clip",
+    "gauss": "tensorbus.codecs.stages.gauss:Gauss",
 }
 
 SERIALIZERS: dict[str, str] = {

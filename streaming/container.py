@@ -18,6 +18,7 @@ from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.devices import buffer_maker
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.privacy import Privacy
 from tensorbus.errors import LimitExceeded
 
 from .ahead import in_order
@@ -27,7 +28,7 @@ from .frames import FRAME_BYTES, Kind, encode_frame
 from .headers import Envelope, HeaderValue
 from .limits import DEFAULT_LIMITS
 from .packing import pack, pack_array
-from .plans import MadeSlice, SliceJob, plan_items
+from .plans import MadeSlice, SliceJob, measure, plan_items
 from .resumption import Resumption
 from .sources import Source
 from .specs import to_entry
@@ -95,8 +96,11 @@ class ContainerEncoder:
         frame_bytes: int = FRAME_BYTES,
         context: CodecContext = NO_CONTEXT,
     ) -> None:
+        if (limit := pipeline.clip) is not None:
+            context = replace(context, privacy=Privacy(limit))
         resolved = pipeline.resolved(context)
         self._source = source
+        self._pipeline = resolved
         self._context = context
         self._frame_bytes = frame_bytes
         self._clips = resolved.quantizer.clips
@@ -136,6 +140,8 @@ class ContainerEncoder:
         found = hashlib.blake2b(digest_size=24)
         for _, head, _ in self._before():
             found.update(head)
+        if self._context.privacy is not None:
+            found.update(self._context.privacy.fingerprint())
         identity = getattr(self._source, "identity", None)
         if isinstance(identity, str):
             found.update(identity.encode())
@@ -162,6 +168,7 @@ class ContainerEncoder:
             NonFiniteValues, CodecError, StorageError: naming the item.
         """
         there = there or self.resumption()
+        self._measure()
         tally = there.tally
         if not there.frames:
             opening = EncodedFrame(self._open_frame)
@@ -181,6 +188,12 @@ class ContainerEncoder:
             self._context.residuals.seal()
         self.digest = tally.digest().hex()
         yield EncodedFrame(tally.close(len(self.entries), self.original_bytes, sum(self.clipped.values())))
+
+    def _measure(self) -> None:
+        """Find the norm of what is to be clipped, once."""
+        privacy = self._context.privacy
+        if privacy is not None and not privacy.measured:
+            measure(self._plans, self._pipeline, self._context, privacy)
 
     def _before(self) -> list[tuple[Kind, bytes, int]]:
         """Kind, head and payload bytes of the frames before the slices."""

@@ -7,8 +7,9 @@ ahead, if the item allows that several do so, each into its own; if not, by the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from tensorbus.codecs.base import Encoded, SliceCodec
 from tensorbus.codecs.chain import QuantizerCodec, bind
@@ -16,7 +17,8 @@ from tensorbus.codecs.context import CodecContext
 from tensorbus.codecs.devices import DeviceEncoder, device_encoder
 from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import CodecError, InvalidName, LimitExceeded
+from tensorbus.codecs.privacy import Privacy, SquaresCodec
+from tensorbus.errors import CodecError, InvalidName, InvalidSpecification, LimitExceeded
 
 from . import checksum
 from .buffers import SliceBuffer
@@ -26,6 +28,8 @@ from .limits import DEFAULT_LIMITS
 from .slicing import check_payload, slice_bounds, slice_elements, slice_header
 from .sources import Source
 from .specs import naming
+
+_NOWHERE = memoryview(bytearray())
 
 SMALL = 64 << 10
 """Bytes; a slice of no more is made sooner than handed to another thread."""
@@ -177,7 +181,7 @@ def plan_items(source: Source, pipeline: Pipeline, frame_bytes: int, context: Co
     Raises:
         InvalidName, LimitExceeded, UnsupportedDtype, CodecError, MissingBase: naming what cannot be sent.
     """
-    items = source.items()
+    items = _sent(source.items(), pipeline.skip)
     if len(items) > DEFAULT_LIMITS.items:
         raise LimitExceeded(f"the container has {len(items)} items, the limit is {DEFAULT_LIMITS.items}")
     plans: list[ItemPlan] = []
@@ -192,3 +196,45 @@ def plan_items(source: Source, pipeline: Pipeline, frame_bytes: int, context: Co
         elements = slice_elements(index, spec, codec, frame_bytes)
         plans.append(ItemPlan(index, item, spec, codec, elements, device_encoder(item, codec)))
     return plans
+
+
+def measure(plans: Sequence[ItemPlan], pipeline: Pipeline, context: CodecContext, privacy: Privacy) -> None:
+    """Tell ``privacy`` the norm of what is to be clipped; reads all values, while no `SliceJob` runs.
+
+    Raises:
+        NonFiniteValues, StorageError: naming the item.
+    """
+    squares: list[float] = []
+    before = [stage for stage in pipeline.stages if stage.against_base]
+    for plan in plans:
+        counter = SquaresCodec()
+        codec: SliceCodec = counter
+        for stage in reversed(before):
+            codec = stage.wrap(codec, plan.item.spec, context)
+        for offset, count in plan.bounds():
+            with naming(plan.spec.name):
+                codec.encode(plan.item.read(offset, count).cast("B"), offset, _NOWHERE)
+        squares += counter.squares
+    privacy.measure(squares)
+
+
+def _sent(items: Sequence[Item], skip: Sequence[str]) -> Sequence[Item]:
+    """The items but for those that are skipped, under any name of their storage.
+
+    Raises:
+        InvalidSpecification: nothing is left.
+    """
+    if not skip:
+        return items
+    storages: set[str] = set()
+    for item in items:
+        if any(fnmatchcase(item.spec.name, pattern) for pattern in skip):
+            storages.add(item.spec.name if item.spec.view is None else item.spec.view.of)
+    left = [
+        item
+        for item in items
+        if (item.spec.name if item.spec.view is None else item.spec.view.of) not in storages
+    ]
+    if items and not left:
+        raise InvalidSpecification(f"skip leaves nothing to send: {', '.join(skip):.200}")
+    return left
