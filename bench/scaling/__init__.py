@@ -1,0 +1,1 @@
+"""A federation of many sites in virtual time: links, trees, costs."""
