@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ["aggregator", "bus", "cli", "codecs", "demo", "streaming"]
+ROOMS = ["aggregator", "bus", "cli", "codecs", "demo", "integrations", "streaming"]
 EXTRAS = ["torch", "bitsandbytes", "transformers", "accelerate", "matplotlib", "gguf", "yaml", "safetensors"]
 OF_TORCH = (
     "codecs/serializers/torch.py",
@@ -76,13 +76,15 @@ def test_built_wheel_imports_without_the_checkout(dist: Path, tmp_path: Path) ->
 
 
 def test_plain_install_imports_everything_but_torch_and_the_demo() -> None:
-    """With the plain dependencies alone every module imports, but for the demo and those that work on torch's
-    tensors: its serializer, and what codes on a device."""
+    """With the plain dependencies alone every module imports, but for the demo, the integrations, and those that
+    work on torch's tensors: its serializer, and what codes on a device."""
     modules = [
         ".".join(["tensorbus", *path.relative_to(ROOT).with_suffix("").parts])
         for room in ROOMS
         for path in sorted((ROOT / room).rglob("*.py"))
-        if path.stem != "__init__" and room != "demo" and path.relative_to(ROOT).as_posix() not in OF_TORCH
+        if path.stem != "__init__"
+        and room not in ("demo", "integrations")
+        and path.relative_to(ROOT).as_posix() not in OF_TORCH
     ]
     script = (
         "import importlib, sys\n"
