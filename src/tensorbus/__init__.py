@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tensorbus.aggregator.job import JobSpec
     from tensorbus.aggregator.participant import Participant, Task
+    from tensorbus.aggregator.sync import SyncParticipant
     from tensorbus.bus.client import (
         Client,
         ClientSettings,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         Subscription,
         TlsSettings,
     )
+    from tensorbus.bus.client.sync import SyncClient
     from tensorbus.codecs.item import Item, ItemSpec
     from tensorbus.codecs.pipeline import Pipeline
     from tensorbus.errors import TensorbusError
@@ -46,6 +48,8 @@ _HOMES = {
     "Progress": "tensorbus.bus.client",
     "Receipt": "tensorbus.bus.client",
     "Subscription": "tensorbus.bus.client",
+    "SyncClient": "tensorbus.bus.client.sync",
+    "SyncParticipant": "tensorbus.aggregator.sync",
     "Task": "tensorbus.aggregator.participant",
     "TensorbusError": "tensorbus.errors",
     "TlsSettings": "tensorbus.bus.client",
@@ -64,6 +68,8 @@ __all__ = [
     "Progress",
     "Receipt",
     "Subscription",
+    "SyncClient",
+    "SyncParticipant",
     "Task",
     "TensorbusError",
     "TlsSettings",
