@@ -1,7 +1,11 @@
 """Accumulator: room for one model at summing precision, and its values as Items of the original dtype.
 
 float32, float16 and bfloat16 tensors are summed in fp32; float64, integer and bool tensors in fp64. Tensors
-that share storage have one array. This is all the memory that a round takes, however many updates come.
+that share storage have one array. This is all the memory that a round takes, however many updates come; with
+``--accumulator file`` it is a file.
+
+Strategy. The sums of a tensor are divided when its values are read, unless a base has to be added to them:
+then slice by slice, when the base's slices come. So a result without changes needs no pass of its own.
 """
 
 from __future__ import annotations
@@ -9,44 +13,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tensorbus.codecs.base import Accumulator as Sums
-from tensorbus.codecs.dtypes import DTYPES
-from tensorbus.codecs.floats import QUANTISABLE, as_bytes
 from tensorbus.codecs.item import Item, ItemSpec
-from tensorbus.codecs.scratch import pieces, scratch
-from tensorbus.codecs.values import all_finite, convert
-from tensorbus.errors import NonFiniteValues, UnsupportedDtype
+from tensorbus.codecs.scratch import scratch
+from tensorbus.codecs.values import all_finite
+from tensorbus.errors import NonFiniteValues
 from tensorbus.streaming.buffers import SliceBuffer
 from tensorbus.streaming.decoder import SliceEvent
 from tensorbus.streaming.specs import naming
 
+from .coverage import Piece
+from .reducers.base import Workspace
+from .result_items import Averaged, Stored, precision, typed
+from .room import Room
+
 
 class Accumulator:
-    """The tensors of a model as flat arrays of sums."""
+    """The tensors of a model as flat arrays of sums. Its methods block.
 
-    def __init__(self, specs: Sequence[ItemSpec]) -> None:
-        """Take and touch the memory for every tensor of ``specs`` that is sent.
+    Args:
+        specs: of the model; what is no tensor, or a view, has no sums.
+        workspace: where they are to lie. The room is taken by the first ``reset``.
 
-        Raises:
-            UnsupportedDtype: a tensor cannot be averaged (complex and 8-bit floats).
-        """
-        self._sums: dict[str, Sums] = {}
-        for spec in specs:
-            if spec.kind == "tensor" and spec.view is None:
-                self._sums[spec.name] = _room(spec)
-        self.reset()
+    Raises:
+        UnsupportedDtype: a tensor cannot be averaged (complex and 8-bit floats).
+    """
+
+    def __init__(self, specs: Sequence[ItemSpec], workspace: Workspace) -> None:
+        self._specs = {spec.name: spec for spec in specs if spec.kind == "tensor" and spec.view is None}
+        sizes = {name: spec.count * precision(spec).itemsize for name, spec in self._specs.items()}
+        self._room = Room(sizes, workspace.folder if workspace.accumulator == "file" else None)
+        self._divided: set[str] = set()
+        self._kept: set[str] = set()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all sums."""
-        return sum(sums.nbytes for sums in self._sums.values())
+        return self._room.nbytes
 
     def reset(self) -> None:
-        """All sums to zero, in place."""
-        for sums in self._sums.values():
-            sums.fill(0)
+        """All sums to zero, in place. Raises as ``Room.reset``."""
+        self._divided.clear()
+        self._kept.clear()
+        self._room.reset()
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.close()
+
+    def array(self, name: str) -> Sums:
+        """The tensor's sums, flat and writable; its values once it is divided, which ``item`` then reads."""
+        return typed(self._room.part(name), self._specs[name])
 
     def add(self, name: str, event: SliceEvent, weight: float) -> None:
         """Add ``weight`` times the encoded elements of a slice to the tensor ``name``.
@@ -55,14 +73,71 @@ class Accumulator:
             NonFiniteValues: the payload holds NaN or Inf, or the sum leaves the range of its precision.
             PayloadMismatch: see ``SliceCodec.accumulate``. The sums are undefined after either.
         """
-        sums = self._sums[name][event.offset : event.offset + event.count]
+        sums = self.array(name)[event.offset : event.offset + event.count]
         with naming(event.spec.name), np.errstate(over="ignore"):
             event.codec.accumulate(event.payload, event.offset, sums, weight)
         _check_finite(name, event.offset, sums)
 
-    def add_pieces(self, name: str, event: SliceEvent, pieces: Sequence[tuple[int, int, float]]) -> None:
+    def add_pieces(self, name: str, event: SliceEvent, pieces: Sequence[Piece]) -> None:
         """As ``add``, with a weight for each piece (start, stop, weight) of the slice. Raises as ``add``."""
-        sums = self._sums[name]
+        stop = event.offset + event.count
+        if len(pieces) == 1 and pieces[0][:2] == (event.offset, stop):
+            self.add(name, event, pieces[0][2])
+        elif pieces:
+            self._add_some(name, event, pieces)
+
+    def finish(self, name: str, event: SliceEvent, total: float, shares: Sequence[Piece]) -> None:
+        """Divide the sums where this slice of a base lies by ``total``, and add its shares to them.
+
+        All slices of the tensor have to come. Where nothing was added to it, a base whose share is 1 keeps
+        its bits. Raises as ``add``.
+        """
+        self._divided.add(name)
+        sums = self.array(name)[event.offset : event.offset + event.count]
+        np.divide(sums, total, out=sums)
+        if shares:
+            np.copyto(sums, -0.0, where=sums == 0)  # what leaves the sign of a zero alone when it is added to
+            self.add_pieces(name, event, shares)
+
+    def keep(self, name: str, event: SliceEvent) -> None:
+        """The tensor is what its slices decode to, bit for bit; nothing was added. Raises as ``add``."""
+        self._kept.add(name)
+        size = event.spec.dtype.itemsize
+        out = self._room.part(name)[event.offset * size : (event.offset + event.count) * size]
+        with naming(event.spec.name):
+            event.codec.decode(event.payload, event.offset, out.data)
+
+    def values(self, name: str, total: float) -> Sums | None:
+        """The values in ``array``, divided by ``total`` if they are not yet; None for what was kept."""
+        if name in self._kept:
+            return None
+        values = self.array(name)
+        if name not in self._divided:
+            self._divided.add(name)
+            np.divide(values, total, out=values)
+        return values
+
+    def item(self, spec: ItemSpec, buffer: SliceBuffer, total: float = 1.0) -> Item:
+        """The values of a tensor in its original dtype, read from the sums, which ``total`` divides.
+
+        Args:
+            buffer: see `Averaged`.
+        """
+        if spec.name in self._kept:
+            return Stored(spec, self._room.part(spec.name)[: spec.nbytes])
+        sums = self.array(spec.name)
+
+        def means(start: int, stop: int) -> Sums:
+            if spec.name in self._divided or total == 1.0:
+                return sums[start:stop]
+            return _divided(sums[start:stop], total)
+
+        if spec.dtype.name == sums.dtype.name and (spec.name in self._divided or total == 1.0):
+            return Stored(spec, sums.view(np.uint8))
+        return Averaged(spec, means, buffer)
+
+    def _add_some(self, name: str, event: SliceEvent, pieces: Sequence[Piece]) -> None:
+        sums = self.array(name)
         values = np.zeros_like(sums[: event.count])
         with naming(event.spec.name), np.errstate(over="ignore"):
             event.codec.accumulate(event.payload, event.offset, values, 1.0)
@@ -72,17 +147,13 @@ class Accumulator:
             sums[start:stop] += piece
             _check_finite(name, start, sums[start:stop])
 
-    def divide(self, total: float) -> None:
-        """Every sum divided by ``total``, in place."""
-        for sums in self._sums.values():
-            np.divide(sums, total, out=sums)
 
-    def item(self, spec: ItemSpec, buffer: SliceBuffer) -> Item:
-        """The values of a tensor in its original dtype, read from the sums themselves.
-
-        ``buffer`` is what ``read`` converts into, the same for all items of a source.
-        """
-        return _Averaged(spec, self._sums[spec.name], buffer)
+def _divided(sums: Sums, total: float) -> Sums:
+    if sums.dtype == np.float32:
+        single = scratch("divided fp32", sums.size, np.float32)
+        return np.divide(sums, total, out=single)
+    double = scratch("divided fp64", sums.size, np.float64)
+    return np.divide(sums, total, out=double)
 
 
 def _check_finite(name: str, offset: int, sums: Sums) -> None:
@@ -91,64 +162,3 @@ def _check_finite(name: str, offset: int, sums: Sums) -> None:
         raise NonFiniteValues(
             f"{name!r}: values from element {offset} on leave the range of {sums.dtype} when summed"
         )
-
-
-def _room(spec: ItemSpec) -> Sums:
-    if spec.dtype.name in QUANTISABLE and spec.dtype.name != "float64":
-        return np.empty(spec.count, np.float32)
-    if spec.dtype.kind in ("int", "bool") or spec.dtype.name == "float64":
-        return np.empty(spec.count, np.float64)
-    raise UnsupportedDtype(f"{spec.name!r} is {spec.dtype}, which has no mean; keep it out of the model")
-
-
-def _convert(sums: Sums, spec: ItemSpec, out: memoryview) -> None:
-    """Write sums as ``spec.dtype`` to ``out``, which has exactly their size.
-
-    Integers are rounded to the nearest, ties to even; a bool is what the majority says, a tie is False.
-    """
-    converted = as_bytes(out)
-    if spec.dtype.kind == "float":
-        convert(sums.view(np.uint8), DTYPES[sums.dtype.name], converted, spec.dtype)
-        return
-    for start, stop in pieces(sums.size):
-        into = converted[start * spec.dtype.itemsize : stop * spec.dtype.itemsize]
-        piece = sums[start:stop]
-        if spec.dtype.kind == "bool":
-            np.greater(piece, 0.5, out=into.view(np.bool_))
-        else:
-            _round(piece, into.view(np.dtype(spec.dtype.name)))
-
-
-def _round(means: Sums, into: npt.NDArray[np.integer]) -> None:
-    limits = np.iinfo(into.dtype)
-    # The largest int64 and uint64 are no fp64 values: a mean that rounds up to 2^63 would wrap around.
-    most = np.float64(limits.max) if limits.bits < 64 else np.nextafter(np.float64(limits.max), 0)
-    whole = scratch("means", means.size, np.float64)
-    np.rint(means, out=whole)
-    np.clip(whole, np.float64(limits.min), most, out=whole)
-    np.copyto(into, whole, casting="unsafe")
-
-
-class _Averaged(Item):
-    """A tensor of the result; what is summed in its own dtype is sent from where it lies."""
-
-    concurrent = True
-
-    def __init__(self, spec: ItemSpec, means: Sums, buffer: SliceBuffer) -> None:
-        self.spec = spec
-        self.stable = spec.dtype.name in ("float32", "float64")
-        self._means = means
-        self._buffer = buffer
-
-    def read(self, offset: int, count: int) -> memoryview:
-        if self.stable:
-            return self._means[offset : offset + count].view(np.uint8).data
-        out = self._buffer.take(count * self.spec.dtype.itemsize)
-        self.read_into(offset, count, out)
-        return out
-
-    def read_into(self, offset: int, count: int, out: memoryview) -> None:
-        if self.stable:
-            super().read_into(offset, count, out)
-        else:
-            _convert(self._means[offset : offset + count], self.spec, out)

@@ -3,34 +3,41 @@
 An update is folded as soon as it is sealed, while others are still being uploaded; one at a time and in the
 order in which they were sealed, so that folding them again gives the same bits. Every accepted delivery is
 kept, unacknowledged, until the next model is sealed: a killed aggregator leaves nothing behind but updates
-that will be delivered again.
+that will be delivered again, and the record of what it had decided.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tensorbus.bus.client import Client, Delivery, Message, Subscription
+from tensorbus.bus.client import Client, Delivery, Message
 from tensorbus.errors import (
     AlreadySettled,
     CodecError,
     FrameError,
     InvalidName,
     InvalidRequest,
-    JobError,
     LimitExceeded,
+    MissingBase,
     NotFound,
     RoundClosed,
     StoreDamaged,
     TensorbusError,
 )
 
+from .bus_update import BusUpdate
+from .control import Switch
 from .events import Emitter
-from .folding import Folder, FoldingInterrupted
-from .headers import UpdateHeaders
-from .rounds import Round, Verdict
+from .headers import DeclineHeaders, UpdateHeaders, parse_answer
+from .inbox import Inbox
+from .models import GlobalModel
+from .records import Roster
+from .reducers.base import Reducer
+from .rounds import Accepted, Round, Verdict
+from .updates import Contribution, UpdateRefused
 
 log = logging.getLogger("tensorbus.aggregator")
 
@@ -40,123 +47,197 @@ REFUSED = (CodecError, FrameError, InvalidName, InvalidRequest, LimitExceeded, R
 
 @dataclass(slots=True)
 class Collector:
-    """Takes the deliveries of one round.
+    """Takes the answers of one round.
 
     Attributes:
-        base: id of the round's model, from which an update may be a change.
+        models: what updates of this round may come from, by their round.
         now: the clock of ``round``, in seconds.
     """
 
     bus: Client
     round: Round
-    base: str
-    folder: Folder
+    models: Mapping[int, GlobalModel]
+    reducer: Reducer
     emit: Emitter
+    switch: Switch
     now: Callable[[], float]
     _held: dict[str, Delivery] = field(default_factory=lambda: {})
 
-    async def collect(self, deliveries: Subscription) -> None:
-        """Fold updates until the round closes.
+    async def collect(self, inbox: Inbox) -> tuple[Accepted, ...]:
+        """Fold updates until the round closes; those that it consists of.
 
         Raises:
-            JobError: another aggregator has taken the job over.
+            JobError: another aggregator has taken the job over. JobCancelled: somebody cancelled it.
             FoldingInterrupted: the round has to be taken up again.
             BrokerUnavailable, TransferStalled: the client lost its patience.
         """
         overdue = False
-        while not self.round.closes(now := self.now()):
+        while True:
+            self.switch.check()
+            self._turn(now := self.now())
+            if self.round.closes(now):
+                return self.round.close(now)
             if self.round.overdue(now) and not overdue:
                 overdue = True
-                self.emit("overdue", sites=list(self.round.accepted), quorum=self.round.spec.quorum)
-            try:
-                delivery = await deliveries.receive(timeout=self.round.patience(now))
-            except NotFound:
-                raise JobError(f"another aggregator has taken over job {self.round.spec.job!r}") from None
-            except StoreDamaged as error:
-                log.error("an update cannot even be looked at: %s", error)
-                continue
+                self.emit("overdue", sites=self._sites, quorum=self.round.enough)
+            delivery = await inbox.next(self.switch.changed, self.round.patience(now))
             if delivery is not None:
                 await self._take(delivery)
 
+    async def replay(self, roster: Roster) -> None:
+        """Fold what the round was closed with before a restart; it is closed again, if all of it is there."""
+        self.emit("refolding", round=self.round.number, sites=[entry.site for entry in roster.entries])
+        for entry in roster.entries:
+            try:
+                message = await self.bus.fetch(entry.message)
+                update = UpdateHeaders.parse(self.round.spec.job, message.headers)
+                await self._fold(message, update, entry.weight)
+            except (*REFUSED, NotFound) as error:
+                await self._refuse(entry.message, entry.site, error)
+                if self.reducer.dirty:
+                    await self.refold()
+            else:
+                self._accepted(self.round.accept(entry.message, update, entry.weight))
+        if len(self.round.accepted) == len(roster.entries):
+            self.round.close_as(entry.message for entry in roster.entries)
+
+    async def reopen(self, error: TensorbusError) -> None:
+        """The reducer cannot make a model of these updates: drop those that are to blame.
+
+        Raises:
+            What was the matter, if it is none of them.
+        """
+        before = len(self.round.accepted)
+        if isinstance(error, UpdateRefused):
+            entry = next(e for e in self.round.accepted.values() if e.message == error.message)
+            await self._refuse(entry.message, entry.headers.site, error)
+        await self.refold()
+        if len(self.round.accepted) == before:
+            raise error
+        self.emit("reopened", round=self.round.number, sites=self._sites)
+
+    async def refold(self) -> None:
+        """Make the sums again, of all that were accepted; what cannot be read any more is refused."""
+        folded: set[str] = set()
+        while todo := [e for e in self.round.accepted.values() if e.message not in folded]:
+            if not folded:
+                self.emit("refolding", round=self.round.number, sites=[entry.headers.site for entry in todo])
+                await self.reducer.reset()
+            entry = todo[0]
+            try:
+                await self._fold(await self.bus.fetch(entry.message), entry.headers, entry.weight)
+                folded.add(entry.message)
+            except (*REFUSED, NotFound) as error:
+                await self._refuse(entry.message, entry.headers.site, error)
+                if self.reducer.dirty:
+                    folded.clear()
+        if not folded:
+            await self.reducer.reset()
+
     async def settle(self) -> int:
-        """Acknowledge what went into the model that is now sealed; how many that were."""
-        for delivery in self._held.values():
-            await _acknowledge(delivery)
-        return len(self._held)
+        """Acknowledge what was heard, now that the next model is sealed; how many updates are in it."""
+        await asyncio.gather(*(_acknowledge(delivery) for delivery in self._held.values()))
+        self._held.clear()
+        return len(self.round.accepted)
+
+    @property
+    def _sites(self) -> list[str]:
+        return list(dict.fromkeys(site for site, _ in self.round.accepted))
+
+    def _turn(self, now: float) -> None:
+        if self.switch.paused and not self.round.paused:
+            self.round.pause(now)
+            self.emit("paused", round=self.round.number)
+        elif self.round.paused and not self.switch.paused:
+            self.round.resume(now)
+            self.emit("continued", round=self.round.number)
+
+    # --- one answer ----------------------------------------------------------------------------------
 
     async def _take(self, delivery: Delivery) -> None:
         try:
-            update = UpdateHeaders.parse(self.round.spec.job, delivery.headers)
-            verdict = self.round.judge(delivery.id, update)
+            answer = parse_answer(self.round.spec.job, delivery.headers)
+            if isinstance(answer, DeclineHeaders):
+                await self._decline(delivery, answer)
+                return
+            verdict = self.round.judge(delivery.id, answer)
             if verdict is Verdict.EARLY:
-                raise RoundClosed(f"round {update.number} has not begun; round {self.round.number} is open")
+                raise RoundClosed(f"round {answer.number} has not begun; round {self.round.number} is open")
             if verdict is Verdict.FOLD:
-                await self._fold(delivery, update)
-                self._accept(delivery, update)
+                await self._fold(delivery, answer, self.round.weight_of(answer))
+                self._held[delivery.id] = delivery
+                self._accepted(self.round.accept(delivery.id, answer))
         except REFUSED as error:
-            await self._refuse(delivery, error)
+            await self._refuse(delivery.id, str(delivery.headers.get("site"))[:64], error, delivery)
+            if self.reducer.dirty:
+                await self.refold()
             return
         if verdict is Verdict.REPEATED:
             self._held[delivery.id] = delivery  # the token of the earlier hand-over is worth nothing now
         elif verdict is not Verdict.FOLD:
-            about = {"message": delivery.id, "site": update.site, "round": update.number}
-            self.emit("ignored", why=verdict.value, **about)
+            if verdict is not Verdict.COUNTED:
+                about = {"message": delivery.id, "site": answer.site, "round": answer.number}
+                self.emit("ignored", why=verdict.value, **about)
             await _acknowledge(delivery)
 
-    async def _fold(self, message: Message, update: UpdateHeaders) -> None:
+    async def _decline(self, delivery: Delivery, word: DeclineHeaders) -> None:
+        if self.round.decline(word):
+            about = {"site": word.site, "leaves": word.leaves, "reason": word.reason}
+            self.emit("declined", round=self.round.number, expected=self.round.expected, **about)
+            if len(self.round.declined | self.round.left) <= self.round.spec.full:
+                self._held[delivery.id] = delivery  # a restart has to hear of it again
+                return
+        await _acknowledge(delivery)
+
+    async def _fold(self, message: Message, update: UpdateHeaders, weight: float) -> None:
         def told(folded: int) -> None:
             self.emit(
                 "folding",
                 message=message.id,
                 site=update.site,
-                round=update.number,
+                round=self.round.number,
                 bytes=folded,
                 total_bytes=message.info.bytes,
             )
 
+        model = self.models.get(update.number)
+        if model is None:
+            raise MissingBase(f"it comes from the model of round {update.number}, which is gone")
         told(0)
-        await self.folder.fold(message, update.num_examples, told, self.base)
+        current = update.number == self.round.number
+        contribution = Contribution(message.id, update.site, update.number, weight, model.base, current)
+        await self.reducer.add(BusUpdate(message), contribution, told)
 
-    def _accept(self, delivery: Delivery, update: UpdateHeaders) -> None:
-        self.round.accept(delivery.id, update)
-        self._held[delivery.id] = delivery
+    def _accepted(self, entry: Accepted) -> None:
+        update = entry.headers
         self.emit(
             "folded",
-            message=delivery.id,
+            message=entry.message,
             site=update.site,
-            round=update.number,
+            round=self.round.number,
+            behind=self.round.number - update.number,
             num_examples=update.num_examples,
+            weight=entry.weight,
             metrics=update.metrics,
             updates=len(self.round.accepted),
-            expected=self.round.spec.sites,
+            expected=self.round.expected,
         )
 
-    async def _refuse(self, delivery: Delivery, error: TensorbusError) -> None:
-        """Refuse an update for good, and take what it left behind out of the sums.
-
-        Its message is deleted: that tells its site, if it should try again, that it was not counted.
-        """
+    async def _refuse(
+        self, message: str, site: str, error: TensorbusError, delivery: Delivery | None = None
+    ) -> None:
+        """Refuse an update for good. Its message is deleted: that tells its site that it was not counted."""
         reason = f"{error.slug}: {error}"
-        log.warning("update %s refused: %s", delivery.id, reason)
+        log.warning("update %s refused: %s", message, reason)
+        delivery = self._held.pop(message, delivery)
+        self.round.drop(message)
         try:
-            await delivery.term()
-            await self.bus.delete(delivery.id)
+            if delivery is not None:
+                await delivery.term()
+            await self.bus.delete(message)
         except (AlreadySettled, NotFound) as gone:
-            log.info("refused update %s: %s", delivery.id, gone)
-        site = str(delivery.headers.get("site"))[:64]
-        self.emit("refused", message=delivery.id, site=site, round=self.round.number, reason=reason)
-        if self.folder.dirty:
-            await self._refold()
-
-    async def _refold(self) -> None:
-        accepted = list(self.round.accepted.values())
-        self.emit("refolding", round=self.round.number, sites=[entry.headers.site for entry in accepted])
-        await self.folder.reset()
-        for entry in accepted:
-            try:
-                await self._fold(await self.bus.fetch(entry.message), entry.headers)
-            except (*REFUSED, NotFound) as error:
-                raise FoldingInterrupted(f"update {entry.message} cannot be read again: {error}") from error
+            log.info("refused update %s: %s", message, gone)
+        self.emit("refused", message=message, site=site, round=self.round.number, reason=reason)
 
 
 async def _acknowledge(delivery: Delivery) -> None:

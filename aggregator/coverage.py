@@ -1,35 +1,49 @@
-"""Coverage: with what weight the base goes into each element of a sum of changes.
+"""Weights of a round: of each tensor, and with what weight each base goes into each of its elements.
 
-An update that is a change from the base counts with its weight wherever it is one: mostly everywhere, but a
-slice that came whole needs no base. So the weight of the base is constant piece by piece. Adjacent slices
+An update that is a change from a base counts with its weight wherever it is one: mostly everywhere, but a
+slice that came whole needs no base. So the weight of a base is constant piece by piece. Adjacent slices
 of one update are joined before they are entered, so that where all of a tensor is a change it is one piece.
+
+Weights are floats, added in the order in which updates come; or exact fractions of those, whose sums are the
+same in every order.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 from tensorbus.errors import LimitExceeded
 
 MAX_PIECES = 1 << 16
-"""Of all tensors together; honest updates have at most one for each slice of the model."""
+"""Of all tensors together, for one base; honest updates have at most one for each slice of the model."""
+
+MAX_BASES = 256
+"""Models that the updates of a round may be changes from."""
+
+CURRENT = ""
+"""Stands for the base that is the open round's model."""
+
+Weight = float | Fraction
+Piece = tuple[int, int, float]
+"""First element, the one after the last, and what is to be done with those in between."""
 
 
 class Coverage:
-    """The weights of one round, by tensor."""
+    """The weights of one base, by tensor."""
 
     def __init__(self) -> None:
         self._bounds: dict[str, list[int]] = {}
-        self._weights: dict[str, list[float]] = {}
+        self._weights: dict[str, list[Weight]] = {}
         self._pieces = 0
-        self._run: tuple[str, int, int, float] | None = None
+        self._run: tuple[str, int, int, Weight] | None = None
 
-    def add(self, name: str, start: int, stop: int, weight: float) -> None:
-        """Elements ``start`` to ``stop`` of the tensor ``name`` are a change that counts with ``weight``.
+    def add(self, name: str, start: int, stop: int, weight: Weight) -> None:
+        """In elements ``start`` to ``stop`` of the tensor ``name`` the base counts with ``weight``.
 
         Raises:
-            LimitExceeded: there are too many pieces; only ``clear`` helps now.
+            LimitExceeded: there are too many pieces; only a new one helps now.
         """
         if self._run is not None and self._run[0] == name and self._run[2:] == (start, weight):
             self._run = name, self._run[1], stop, weight
@@ -53,30 +67,91 @@ class Coverage:
         for place in range(first, last):
             weights[place] += weight
 
-    def clear(self) -> None:
-        """Forget every update."""
-        self._bounds.clear()
-        self._weights.clear()
-        self._pieces = 0
-        self._run = None
+    def names(self) -> list[str]:
+        """The tensors that the base goes into somewhere."""
+        return [name for name, weights in self._weights.items() if any(weights)]
 
     def __bool__(self) -> bool:
-        return bool(self._bounds) or self._run is not None
+        return self._run is not None or bool(self.names())
 
-    def pieces(self, name: str, start: int, stop: int) -> Iterator[tuple[int, int, float]]:
-        """Bounds and weight of the pieces within ``start`` to ``stop``; nothing where no change was."""
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, Weight]]:
+        """Bounds and weight of the pieces within ``start`` to ``stop``, where the base has a weight."""
         bounds, weights = self._bounds.get(name, []), self._weights.get(name, [])
         for place in range(max(0, bisect_right(bounds, start) - 1), len(bounds) - 1):
-            if bounds[place] >= stop:
+            if stop is not None and bounds[place] >= stop:
                 return
             if weights[place] and bounds[place + 1] > start:
-                yield max(start, bounds[place]), min(stop, bounds[place + 1]), weights[place]
+                end = bounds[place + 1] if stop is None else min(stop, bounds[place + 1])
+                yield max(start, bounds[place]), end, weights[place]
 
 
-def _cut(bounds: list[int], weights: list[float], at: int) -> int:
+class Weights:
+    """The weights of a round, as floats or, if ``exact``, as fractions."""
+
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+        self.totals: dict[str, Weight] = {}
+        self.bases: dict[str, Coverage] = {}
+
+    def number(self, weight: float) -> Weight:
+        """A weight as it is added up here."""
+        return Fraction(weight) if self.exact else weight
+
+    def count(self, names: Iterable[str], weight: Weight) -> None:
+        """An update of this weight has these tensors."""
+        for name in names:
+            self.totals[name] = self.totals[name] + weight if name in self.totals else weight
+
+    def cover(self, base: str, name: str, start: int, stop: int, weight: Weight) -> None:
+        """The base counts there with this weight, besides. Raises LimitExceeded as ``Coverage.add``."""
+        if base not in self.bases:
+            if len(self.bases) > MAX_BASES:
+                raise LimitExceeded(f"the updates are changes from more than {MAX_BASES} models")
+            self.bases[base] = Coverage()
+        self.bases[base].add(name, start, stop, weight)
+
+    def end_update(self) -> None:
+        """See `Coverage`."""
+        for coverage in self.bases.values():
+            coverage.end_update()
+
+    def clear(self) -> None:
+        """Forget every update."""
+        self.totals.clear()
+        self.bases.clear()
+
+    def late(self) -> list[str]:
+        """The bases that are wanted, but for the current one, in a fixed order."""
+        return sorted(base for base, coverage in self.bases.items() if base != CURRENT and coverage)
+
+    def names(self, base: str) -> set[str]:
+        """The tensors that ``base`` goes into."""
+        return set(self.bases[base].names()) if base in self.bases else set()
+
+    def total(self, name: str) -> float:
+        """Of the updates that have this tensor; 0 if none has."""
+        return float(self.totals.get(name, 0.0))
+
+    def pieces(self, base: str, name: str, start: int, stop: int) -> list[Piece]:
+        """Where the base goes in between ``start`` and ``stop``, and with what weight."""
+        if base not in self.bases:
+            return []
+        found = self.bases[base].pieces(name, start, stop)
+        return [(first, end, float(weight)) for first, end, weight in found]
+
+    def shares(self, name: str, start: int, stop: int) -> list[Piece]:
+        """The same of the current base, with its share of the tensor's total: 1 where it is all of it."""
+        if CURRENT not in self.bases:
+            return []
+        found = self.bases[CURRENT].pieces(name, start, stop)
+        total = self.totals[name]
+        return [(first, end, float(weight / total)) for first, end, weight in found]
+
+
+def _cut(bounds: list[int], weights: list[Weight], at: int) -> int:
     """Make ``at`` a bound; its place. ``weights[i]`` is that of ``bounds[i]`` to ``bounds[i + 1]``."""
     place = bisect_left(bounds, at)
     if place == len(bounds) or bounds[place] != at:
         bounds.insert(place, at)
-        weights.insert(place, weights[place - 1] if 0 < place < len(bounds) - 1 else 0.0)
+        weights.insert(place, weights[place - 1] if 0 < place < len(bounds) - 1 else 0)
     return place

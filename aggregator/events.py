@@ -14,6 +14,9 @@ EventName = Literal[
     "waiting",
     "resumed",
     "round",
+    "paused",
+    "continued",
+    "declined",
     "folding",
     "folded",
     "ignored",
@@ -21,10 +24,12 @@ EventName = Literal[
     "refolding",
     "overdue",
     "closing",
+    "reopened",
     "publishing",
     "published",
     "settled",
     "interrupted",
+    "cancelled",
     "done",
 ]
 

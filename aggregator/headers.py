@@ -1,4 +1,4 @@
-"""The headers of a job's two kinds of messages, checked as they come in.
+"""The headers of a job's messages, checked as they come in: models, updates, and words of sites that decline.
 
 Header values are scalars on the wire; the specification and the metrics are therefore JSON text.
 """
@@ -25,6 +25,7 @@ MAX_METRIC = 1e100
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
+MAX_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,48 @@ class UpdateHeaders:
         site = check_name(headers.get("site"), "site")
         examples = cast(float, headers.get("num_examples"))  # __post_init__ checks it
         return cls(site, _round(headers), examples, _metrics(headers.get("metrics")))
+
+
+@dataclass(frozen=True, slots=True)
+class DeclineHeaders:
+    """Of a site's word that round ``number`` goes on without it; all further ones too, if it ``leaves``."""
+
+    site: str
+    number: int
+    leaves: bool = False
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.site, "site")
+        if not isinstance(cast(object, self.reason), str) or len(self.reason) > MAX_REASON:
+            raise InvalidRequest(f"a reason is a text of up to {MAX_REASON} characters")
+        if not isinstance(cast(object, self.leaves), bool):
+            raise InvalidRequest(f"the header 'leaves' is {self.leaves!r:.80}; it must be true or false")
+
+    def to_headers(self, job: str) -> dict[str, Scalar]:
+        return {
+            "kind": "decline",
+            "job": job,
+            "round": self.number,
+            "site": self.site,
+            "leaves": self.leaves,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def parse(cls, job: str, headers: Mapping[str, object]) -> DeclineHeaders:
+        """Raises InvalidRequest, InvalidName: these are not the headers of a site that declines."""
+        _check_kind("decline", job, headers)
+        site = check_name(headers.get("site"), "site")
+        leaves, reason = cast(bool, headers.get("leaves")), cast(str, headers.get("reason"))
+        return cls(site, _round(headers), leaves, reason)
+
+
+def parse_answer(job: str, headers: Mapping[str, object]) -> UpdateHeaders | DeclineHeaders:
+    """What a site has to say of a round. Raises InvalidRequest, InvalidName: it is neither."""
+    if headers.get("kind") == "decline":
+        return DeclineHeaders.parse(job, headers)
+    return UpdateHeaders.parse(job, headers)
 
 
 def _check_kind(kind: str, job: str, headers: Mapping[str, object]) -> None:

@@ -1,9 +1,11 @@
-"""Layout: what a model consists of, and whether an update consists of the same.
+"""Layout: what a model consists of, and whether an update consists of the same, or of a part of it.
 
-Two containers agree when they have the same names, each with the same kind, dtype and shape, and the same
-sharing of storage. Their order may differ, and so may which of several names of one tied tensor is the one
-that is sent: a state_dict sends the embedding and names the output head, a file made by safetensors'
-``save_model`` does it the other way round. Scalars and byte strings agree whatever their length.
+An update agrees with the model when each of its names is one of the model's, with the same kind, dtype and
+shape, and they share storage as they do there. It need not have all of them: adapters, or only the tensors
+that changed, are updates as well, as long as there is a tensor. The order may differ, and so may which of
+several names of one tied tensor is the one that is sent: a state_dict sends the embedding and names the
+output head, a file made by safetensors' ``save_model`` does it the other way round. Scalars and byte strings
+agree whatever their length.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ MAX_EXTRAS = 16 << 20
 """Bytes of all scalars and byte strings of an update together: they are kept beside the accumulator."""
 
 _Storage = tuple[str, int, tuple[int, ...]]
-"""Of an item: the first name of the storage that it lies in, its offset there, its strides."""
+"""Of an item: the tensor that is sent and in which it lies, its offset there, its strides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +44,23 @@ class Layout:
         """
         model = {spec.name: spec for spec in self.specs}
         update = {spec.name: spec for spec in manifest}
-        _same_names(model, update)
-        for name, spec in model.items():
-            _same_values(spec, update[name])
+        _check_names(model, update)
+        for name, spec in update.items():
+            _same_values(model[name], spec)
         extras = sum(spec.nbytes for spec in manifest if spec.kind != "tensor")
         if extras > MAX_EXTRAS:
             raise LimitExceeded(f"scalars and byte strings of {extras} bytes; at most {MAX_EXTRAS} are kept")
-        ours, theirs = _storages(self.specs), _storages(manifest)
-        for name in ours:
-            if ours[name] != theirs[name]:
-                raise ManifestMismatch(
-                    f"{name!r} {_sharing(ours[name])} in the model, but {_sharing(theirs[name])} in the"
-                    " update; a tied tensor has to stay tied"
-                )
-        sent = {ours[name]: name for name in ours if model[name].view is None}
-        return {name: sent[theirs[name]] for name in theirs if update[name].view is None}
+        return _targets(self.specs, manifest)
 
 
-def _same_names(model: Mapping[str, ItemSpec], update: Mapping[str, ItemSpec]) -> None:
-    for relation, names in (
-        ("lacks", [name for name in model if name not in update]),
-        ("has, unlike the model,", [name for name in update if name not in model]),
-    ):
-        if names:
-            shown = ", ".join(f"{name!r:.100}" for name in names[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ManifestMismatch(f"the update {relation} {shown}{more}")
+def _check_names(model: Mapping[str, ItemSpec], update: Mapping[str, ItemSpec]) -> None:
+    unknown = [name for name in update if name not in model]
+    if unknown:
+        shown = ", ".join(f"{name!r:.100}" for name in unknown[:3])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise ManifestMismatch(f"the update has, unlike the model, {shown}{more}")
+    if not any(spec.kind == "tensor" for spec in update.values()):
+        raise ManifestMismatch("the update has no tensor")
 
 
 def _same_values(model: ItemSpec, update: ItemSpec) -> None:
@@ -80,34 +73,43 @@ def _type(spec: ItemSpec) -> str:
     return f"{spec.dtype} {list(spec.shape)}" if spec.kind == "tensor" else spec.kind
 
 
-def _storages(specs: Sequence[ItemSpec]) -> dict[str, _Storage]:
-    """Where each tensor lies, told the same way whichever name of a storage is the one that is sent."""
-    tensors = {spec.name: spec for spec in specs if spec.kind == "tensor"}
-    first = {name: name for name, spec in tensors.items() if spec.view is None}
-    for spec in tensors.values():
-        if spec.view is not None and _is_twin(spec, tensors[spec.view.of]):
-            first[spec.view.of] = min(first[spec.view.of], spec.name)
-    found: dict[str, _Storage] = {}
-    for spec in tensors.values():
-        if spec.view is None:
-            found[spec.name] = (first[spec.name], 0, _strides(spec.shape, _contiguous(spec.shape)))
-        else:
-            found[spec.name] = (
-                first[spec.view.of],
-                spec.view.offset,
-                _strides(spec.shape, spec.view.strides),
+def _targets(model: Sequence[ItemSpec], manifest: Sequence[ItemSpec]) -> dict[str, str]:
+    """For each tensor that is sent, that of the model; raises where they share storage differently."""
+    ours, theirs = _storages(model), _storages(manifest)
+    counts = {spec.name: spec.count for spec in model}
+    targets = {name: ours[name][0] for name in theirs if theirs[name][0] == name}
+    for name, (owner, *place) in theirs.items():
+        target, *expected = ours[name]
+        if place != expected or target != targets[owner]:
+            raise ManifestMismatch(
+                f"{name!r} {_sharing(ours[name])} in the model, but {_sharing(theirs[name])} in the update"
             )
+    senders: dict[str, str] = {}
+    for name, target in targets.items():
+        if counts[name] != counts[target]:
+            raise ManifestMismatch(
+                f"{name!r} is a part of {target!r} in the model; an update has to send that"
+            )
+        other = senders.setdefault(target, name)
+        if other != name:
+            raise ManifestMismatch(
+                f"{name!r} and {other!r} are one in the model; a tied tensor has to stay tied in the update"
+            )
+    return targets
+
+
+def _storages(specs: Sequence[ItemSpec]) -> dict[str, _Storage]:
+    """Where each tensor lies."""
+    found: dict[str, _Storage] = {}
+    for spec in specs:
+        if spec.kind != "tensor":
+            continue
+        if spec.view is None:
+            found[spec.name] = spec.name, 0, _strides(spec.shape, _contiguous(spec.shape))
+        else:
+            strides = _strides(spec.shape, spec.view.strides)
+            found[spec.name] = spec.view.of, spec.view.offset, strides
     return found
-
-
-def _is_twin(spec: ItemSpec, owner: ItemSpec) -> bool:
-    """Whether a view is all of its owner, so that either could be the one that is sent."""
-    return (
-        spec.view is not None
-        and spec.view.offset == 0
-        and spec.shape == owner.shape
-        and _strides(spec.shape, spec.view.strides) == _strides(spec.shape, _contiguous(spec.shape))
-    )
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

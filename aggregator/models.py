@@ -1,4 +1,4 @@
-"""GlobalModel: a job's model as it lies in the broker. The newest one is all the state that a job has."""
+"""GlobalModel: a job's model as it lies in the broker. The newest one says where the job is."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from tensorbus.bus.client import Client
 from tensorbus.bus.client.progress import ProgressCallback
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.codecs.base import Sink
-from tensorbus.errors import NotFound, RoundClosed
+from tensorbus.errors import JobCancelled, NotFound, RoundClosed
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.sinks import open_file_sink, open_sink
 
+from .control import is_tombstone
 from .headers import ModelHeaders
 from .job import JobSpec, model_topic
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalModel:
-    """A sealed global model, not yet downloaded."""
+    """A global model, not yet downloaded: sealed, or still being published, see `Arriving`."""
 
     bus: Client
     info: MessageInfo
@@ -42,8 +43,13 @@ class GlobalModel:
         return self.headers.spec
 
     @property
+    def sealed(self) -> bool:
+        """Whether all of it is at the broker, for good."""
+        return self.info.state == "sealed"
+
+    @property
     def base(self) -> str:
-        """The id under which an update may be a change from this model, as everyone decodes it."""
+        """Of a sealed one: the id under which an update may be a change from it, as everyone decodes it."""
         return f"message:{self.info.digest}"
 
     async def load(self, into: object | None = None, progress: ProgressCallback | None = None) -> object:
@@ -75,11 +81,43 @@ class GlobalModel:
 
 
 async def newest_model(bus: Client, job: str) -> GlobalModel | None:
-    """The newest global model of a job; None before the first.
+    """The newest sealed global model of a job; None before the first.
+
+    Raises:
+        JobCancelled: the job was cancelled.
+        InvalidRequest, InvalidSpecification: what lies on the topic is no model of this job.
+    """
+    async for info in bus.messages(model_topic(job), newest_first=True):
+        if is_tombstone(info):
+            raise JobCancelled(
+                f"job {job!r} was cancelled after the model of round {info.headers.get('round')}"
+            )
+        return GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
+    return None
+
+
+async def coming_model(bus: Client, job: str) -> GlobalModel | None:
+    """The newest model of a job that is being published at the moment, if one is.
 
     Raises:
         InvalidRequest, InvalidSpecification: what lies on the topic is no model of this job.
     """
+    found: GlobalModel | None = None
+    for info in await bus.open_messages(model_topic(job)):
+        if info.headers.get("kind") == "model":  # else its first frame has not come yet
+            found = GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
+    return found
+
+
+async def last_models(bus: Client, job: str, count: int) -> dict[int, GlobalModel]:
+    """The newest sealed models of a job by their round. Raises InvalidRequest, InvalidSpecification."""
+    found: dict[int, GlobalModel] = {}
+    if count < 1:
+        return found
     async for info in bus.messages(model_topic(job), newest_first=True):
-        return GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
-    return None
+        if not is_tombstone(info):
+            model = GlobalModel(bus, info, ModelHeaders.parse(job, info.headers))
+            found[model.round] = model
+            if len(found) == count:
+                break
+    return found

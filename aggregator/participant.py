@@ -9,8 +9,9 @@
 
 Strategy: the newest model tells a site all it has to know; deliveries only wake it up. They are acknowledged
 at once, since a training script keeps the event loop to itself for minutes and could not hold them. A site
-that joins late, or comes back after a crash, finds by listing which model is the newest, and whether it has
-answered it.
+that joins late, or comes back after a crash, finds by listing which model is the newest, and by the key of
+its own update whether it has answered it. It is woken as soon as a model begins to be published, and may read
+it from then on, see `Arriving`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from tensorbus.bus.client import Client, Receipt
+from tensorbus.bus.client import Client, Delivery, Receipt, Subscription
 from tensorbus.bus.client.progress import ProgressCallback
-from tensorbus.errors import AlreadySettled, JobError, NotFound
+from tensorbus.errors import AlreadySettled, Conflict, JobError, NotFound
 from tensorbus.streaming.sinks import open_file_sink, open_sink
 
+from .arriving import Arriving
 from .headers import UpdateHeaders
-from .job import JobSpec, check_name, model_topic, site_consumer, state_name, updates_topic
-from .models import GlobalModel, newest_model
+from .job import JobSpec, check_name, model_topic, site_consumer, state_name
+from .models import GlobalModel, coming_model, newest_model
+from .sampling import is_selected
 from .state_folder import StateFolder
 from .uplink import Uplink
 
@@ -40,13 +43,18 @@ site may have taken it."""
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One round's work for one site: load the model, train it, submit it."""
+    """One round's work for one site: load the model, train it, submit it; or decline."""
 
-    model: GlobalModel
+    arriving: Arriving
     site: str
     down: ProgressCallback | None
     up: ProgressCallback | None
     state: StateFolder
+
+    @property
+    def model(self) -> GlobalModel:
+        """The round's. It may still be on its way to the broker before it is loaded."""
+        return self.arriving.model
 
     @property
     def round(self) -> int:
@@ -68,6 +76,7 @@ class Task:
 
         Raises:
             RoundClosed: the round is so long over that its model was deleted.
+            JobCancelled: the job was cancelled while the model was still on its way.
             ManifestMismatch: ``into`` lacks a tensor, or has it with another shape or dtype.
             MissingBase: the model is sent as a change from a base that this site was not given.
         """
@@ -84,10 +93,11 @@ class Task:
 
         It counts once however often it is submitted: a second one gets the first one's receipt, marked
         ``duplicate``, unless the aggregator has refused the first. None means that the round was over already
-        and nothing was sent; go on with the next.
+        for longer than the job lets updates be late, and nothing was sent; go on with the next.
 
         Args:
-            container: what the model was: names, shapes and dtypes as loaded.
+            container: what the model was, names, shapes and dtypes as loaded; or only those of its tensors
+                that were trained: the others stay as they are, unless other sites send them.
             num_examples: how many examples the site trained on, the weight of its update; positive.
             metrics: numbers to be shown with the round, such as ``{"loss": 1.7}``.
 
@@ -100,8 +110,16 @@ class Task:
         headers = UpdateHeaders(self.site, self.round, _plain(num_examples), told)
         return await self._uplink().send(container, headers, self.up)
 
+    async def decline(self, reason: str = "") -> None:
+        """Sit this round out: it need not wait for this site, which gets the next model as usual.
+
+        Args:
+            reason: told to whoever watches the aggregator, up to 500 characters.
+        """
+        await self._uplink().decline(leaves=False, reason=reason)
+
     def _uplink(self) -> Uplink:
-        return Uplink(self.model, self.site, self.state)
+        return Uplink(self.arriving, self.site, self.state)
 
 
 class Participant:
@@ -137,13 +155,15 @@ class Participant:
         self._down = down
         self._up = up
         self._state = StateFolder(None if state is None else Path(state), state_name(job, site))
-        self._final: GlobalModel | None = None
+        self._final: Arriving | None = None
+        self._unsettled: list[Delivery] = []
+        self._left = False
         if base is not None:
             bus.add_base(base)
 
     @property
-    def final(self) -> GlobalModel:
-        """The job's final model, once ``rounds`` has ended.
+    def final(self) -> Arriving:
+        """The job's final model, once ``rounds`` has ended; it may still be on its way until it is loaded.
 
         Raises:
             JobError: it has not.
@@ -155,42 +175,75 @@ class Participant:
     async def rounds(self) -> AsyncIterator[Task]:
         """A Task for each round that this site takes part in, always of the newest model; ends with the job.
 
-        A round that the site has answered already, in this process or before a restart, is not given again.
+        A round that the site has answered already, in this process or before a restart, is not given again,
+        nor is one for which it was not selected. While the job is paused no round comes.
 
         Raises:
             BrokerUnavailable: the broker went away and did not come back in time.
+            JobCancelled: the job was cancelled.
         """
         done = 0
         consumer = site_consumer(self._job, self._site)
-        async with self._bus.subscribe(model_topic(self._job), consumer=consumer) as deliveries:
-            while True:
-                model = await newest_model(self._bus, self._job)
-                if model is not None and model.final:
-                    self._final = model
-                    break
+        async with self._bus.subscribe(model_topic(self._job), consumer=consumer, follow=True) as deliveries:
+            while self._final is None and not self._left:
+                model = await self._newest()
                 if model is not None and model.round > done:
                     done = model.round
-                    if not await self._answered(model):
-                        yield Task(model, self._site, self._down, self._up, self._state)
+                    task = Task(Arriving(model), self._site, self._down, self._up, self._state)
+                    if await self._wanted(task):
+                        yield task
                         continue
-                delivery = await deliveries.receive(timeout=LOOK_AGAIN)
-                if delivery is not None:
-                    try:
-                        await delivery.ack()
-                    except (AlreadySettled, NotFound):
-                        pass  # it has done its work all the same
-        await asyncio.to_thread(self._state.remove)
+                if self._final is None:
+                    await self._woken(deliveries)
+        if self._final is not None:
+            await asyncio.to_thread(self._state.remove)
         try:
             await self._bus.delete_consumer(consumer)
         except NotFound:
             pass  # a second process of this site was quicker
 
-    async def _answered(self, model: GlobalModel) -> bool:
-        """Whether this site's update to ``model`` is sealed, so that training again would be for nothing."""
-        async for info in self._bus.messages(updates_topic(self._job), newest_first=True):
-            if (info.headers.get("round"), info.headers.get("site")) == (model.round, self._site):
-                return True
-        return False
+    async def leave(self, reason: str = "") -> None:
+        """Take part no more: no round waits for this site, and ``rounds`` ends. It may come back at any time.
+
+        Args:
+            reason: told to whoever watches the aggregator, up to 500 characters.
+        """
+        self._left = True
+        model = await newest_model(self._bus, self._job)
+        if model is not None and not model.final:
+            await Uplink(Arriving(model), self._site, self._state).decline(leaves=True, reason=reason)
+
+    async def _newest(self) -> GlobalModel | None:
+        """The newest model that begins a round, be it still on its way; the final one is noted."""
+        model = await newest_model(self._bus, self._job)
+        if model is None or not model.final:
+            coming = await coming_model(self._bus, self._job)
+            if coming is not None and (model is None or coming.round > model.round):
+                model = coming
+        if model is not None and model.final:
+            self._final = Arriving(model)
+            return None
+        return model
+
+    async def _wanted(self, task: Task) -> bool:
+        spec = task.spec
+        if not is_selected(spec.job, task.round, self._site, spec.select):
+            return False
+        return not await Uplink(task.arriving, self._site, self._state).answered()
+
+    async def _woken(self, deliveries: Subscription) -> None:
+        """Wait for a delivery, which has then done its work, or for a while."""
+        delivery = await deliveries.receive(timeout=LOOK_AGAIN)
+        if delivery is not None:
+            self._unsettled.append(delivery)
+        waiting, self._unsettled = self._unsettled, []
+        for delivery in waiting:
+            try:
+                await delivery.ack()
+            except (AlreadySettled, NotFound):
+                pass  # it has done its work all the same
+            except Conflict:
+                self._unsettled.append(delivery)  # its message is still on its way
 
 
 def _plain(value: float) -> float:

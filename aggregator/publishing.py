@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from tensorbus.bus.client import Client, Progress
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import JobError, NotFound
+from tensorbus.errors import JobError
 
+from .deleting import delete_rounds
 from .events import Emitter
 from .headers import ModelHeaders
 from .job import JobSpec, model_key, model_topic, seed_topic, updates_topic
-from .models import GlobalModel, newest_model
+from .models import GlobalModel, last_models
 from .state_folder import StateFolder
 
 
@@ -65,33 +66,27 @@ class Publisher:
             bytes_original=receipt.bytes_original,
             duplicate=receipt.duplicate,
         )
-        model = await newest_model(self.bus, self.spec.job)
-        if model is None or model.round < number:
-            raise JobError(
-                f"model {number} of job {self.spec.job!r} was sealed, and then deleted by somebody"
-            )
-        return model
+        for newest, model in (await last_models(self.bus, self.spec.job, 1)).items():
+            if newest >= number:
+                return model
+        raise JobError(f"model {number} of job {self.spec.job!r} was sealed, and then deleted by somebody")
 
     async def clean_up(self, model: GlobalModel) -> None:
-        """Delete what is older than the model before ``model``, which stragglers may still be reading.
+        """Delete what is older than the models that stragglers may still be reading, or send updates to.
 
-        The updates that went into ``model`` stay one round longer, those of a finished job do not. A listing
+        The updates that went into ``model`` stay a round longer, those of a finished job do not. A listing
         decides, not what this process remembers, so that nothing stays behind after a restart.
         """
-        job = self.spec.job
-        await self._delete(model_topic(job), below=model.round - 1)
-        await self._delete(updates_topic(job), below=model.round if model.final else model.round - 1)
-        await self._delete(seed_topic(job), below=None)
+        job, oldest = self.spec.job, model.round - self.spec.kept
+        await delete_rounds(self.bus, model_topic(job), below=oldest)
+        await delete_rounds(self.bus, updates_topic(job), below=model.round if model.final else oldest)
+        await delete_rounds(self.bus, seed_topic(job), below=None)
 
-    async def _delete(self, topic: str, below: int | None) -> None:
-        """Delete the messages of rounds before ``below``, all for None."""
-        old: list[str] = []
-        async for info in self.bus.messages(topic):
-            number = info.headers.get("round")
-            if below is None or (isinstance(number, int) and number < below):
-                old.append(info.id)
-        for message_id in old:
-            try:
-                await self.bus.delete(message_id)
-            except NotFound:
-                pass  # somebody else was quicker
+    async def clear(self) -> None:
+        """Delete all but the last model, and what says that the job was cancelled."""
+        job = self.spec.job
+        newest = max(await last_models(self.bus, job, 1), default=None)
+        if newest is not None:
+            await delete_rounds(self.bus, model_topic(job), below=newest)
+        for topic in (updates_topic(job), seed_topic(job)):
+            await delete_rounds(self.bus, topic, below=None)

@@ -1,44 +1,72 @@
 """Round: who is in, and when it closes. Pure: it is told the time and does no I/O.
 
-An update counts once for each (job, round, site), whatever is redelivered, sent twice or replayed after a
-restart. The first sealed message of a site is the one that counts; when that one is refused, another of the
-same site may take its place. Updates keep the order in which they were accepted, so that a round that is
-folded again, after a refusal or by a restarted aggregator, gives the same bits.
+An update counts once for each (job, site, version), its version being the round whose model it was trained
+from; whatever is redelivered, sent twice or replayed after a restart. The first sealed message of a site is
+the one that counts; when that one is refused, another of the same site may take its place. Updates keep the
+order in which they were accepted, so that a round that is folded again gives the same bits.
 
-A round closes as soon as every expected site is in; from the deadline on, as soon as the quorum is.
+A round closes as soon as every expected site is in; from the deadline on, as soon as the quorum is. A site
+that declines, or has left, is not expected. In buffered mode updates are counted and not sites. While the
+job is paused, no round closes, and the deadline moves on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .headers import UpdateHeaders
+from .headers import DeclineHeaders, UpdateHeaders
 from .job import JobSpec
+from .sampling import is_selected
+from .staleness import discount
 
 
 class Verdict(StrEnum):
     """What to do with an update that was delivered."""
 
     FOLD = "fold"
-    """It is new: fold it, then ``accept`` or ``refuse`` it."""
+    """It is new: fold it, then ``accept`` it, or refuse it."""
     REPEATED = "repeated"
     """The very message that was counted already: a redelivery."""
+    COUNTED = "counted"
+    """The very message went into an earlier model: a redelivery."""
     DUPLICATE = "duplicate"
-    """Another message of a site that is in already."""
+    """Another message of a site whose update of this version is in already."""
     LATE = "late"
-    """Its round is over."""
+    """Its round is over, for longer than the job allows."""
     EARLY = "early"
     """Its round has not begun, so it cannot come from this round's model."""
+    UNSELECTED = "unselected"
+    """Its site was not drawn for its round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An update that counts, and the message that holds it."""
+    """An update that counts, with what weight, and the message that holds it."""
 
     message: str
     headers: UpdateHeaders
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What earlier rounds leave to this one.
+
+    Attributes:
+        messages: of the updates that went into models, as far back as an update may be late.
+        answers: the same as (site, version).
+        sites: that were heard of lately.
+        left: those of them that left.
+    """
+
+    messages: AbstractSet[str] = frozenset()
+    answers: AbstractSet[tuple[str, int]] = frozenset()
+    sites: AbstractSet[str] = frozenset()
+    left: AbstractSet[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -47,50 +75,170 @@ class Round:
 
     Attributes:
         number: from 1.
-        opened: when the aggregator began to collect; a restarted one grants the whole deadline again.
-        accepted: by site, in the order of folding.
+        opened: when it began.
+        oldest: the oldest version that there still is a model of.
+        least: updates that the reducer needs.
+        accepted: by site and version, in the order of folding.
+        declined, left: sites that do not take part in this round, or in any.
+        closed: whether it was closed; nothing counts any more, unless it is opened again.
     """
 
     spec: JobSpec
     number: int
     opened: float
-    accepted: dict[str, Accepted] = field(default_factory=lambda: {})
+    before: Before = field(default_factory=Before)
+    oldest: int = 1
+    least: int = 1
+    accepted: dict[tuple[str, int], Accepted] = field(default_factory=lambda: {})
+    declined: set[str] = field(default_factory=lambda: set())
+    left: set[str] = field(init=False)
+    closed: bool = False
+    _paused: float | None = None
+
+    def __post_init__(self) -> None:
+        self.left = set(self.before.left)
+
+    # --- who is in -----------------------------------------------------------------------------------
 
     def judge(self, message: str, update: UpdateHeaders) -> Verdict:
         """What to do with this update."""
-        if update.number != self.number:
-            return Verdict.LATE if update.number < self.number else Verdict.EARLY
-        held = self.accepted.get(update.site)
-        if held is None:
-            return Verdict.FOLD
-        return Verdict.REPEATED if held.message == message else Verdict.DUPLICATE
+        answer = update.site, update.number
+        if message in self.before.messages:
+            return Verdict.COUNTED
+        if update.number > self.number:
+            return Verdict.EARLY
+        if self.number - update.number > self.spec.staleness or update.number < self.oldest:
+            return Verdict.LATE
+        if answer in self.before.answers:
+            return Verdict.DUPLICATE
+        if (held := self.accepted.get(answer)) is not None:
+            return Verdict.REPEATED if held.message == message else Verdict.DUPLICATE
+        if not is_selected(self.spec.job, update.number, update.site, self.spec.select):
+            return Verdict.UNSELECTED
+        return Verdict.FOLD
 
-    def accept(self, message: str, update: UpdateHeaders) -> None:
-        """The update was folded whole."""
-        if self.judge(message, update) is not Verdict.FOLD:
+    def weight_of(self, update: UpdateHeaders) -> float:
+        """What it counts for: its examples, discounted by how far it is behind."""
+        return update.num_examples * discount(self.number - update.number, self.spec.alpha)
+
+    def accept(self, message: str, update: UpdateHeaders, weight: float | None = None) -> Accepted:
+        """The update was folded whole. ``weight`` is given where it was decided before a restart."""
+        if self.closed or (weight is None and self.judge(message, update) is not Verdict.FOLD):
             raise ValueError(f"update {message} of {update.site} cannot be accepted in round {self.number}")
-        self.accepted[update.site] = Accepted(message, update)
+        accepted = Accepted(message, update, self.weight_of(update) if weight is None else weight)
+        self.accepted[update.site, update.number] = accepted
+        self.left.discard(update.site)
+        return accepted
+
+    def decline(self, word: DeclineHeaders) -> bool:
+        """A site does not take part. Whether that says anything new of this round."""
+        if word.number > self.number or (word.number < self.number and not word.leaves):
+            return False
+        away = self.left if word.leaves else self.declined
+        if word.site in away or any(site == word.site for site, _ in self.accepted):
+            return False
+        away.add(word.site)
+        return True
+
+    def drop(self, message: str) -> None:
+        """An update that was accepted cannot be used after all; a round that was closed is open again."""
+        self.accepted = {key: entry for key, entry in self.accepted.items() if entry.message != message}
+        self.closed = False
+
+    # --- when it closes ------------------------------------------------------------------------------
 
     @property
-    def weight(self) -> float:
-        """Σ num_examples of the updates that count."""
-        return math.fsum(entry.headers.num_examples for entry in self.accepted.values())
+    def count(self) -> int:
+        """Sites that are in; in buffered mode, updates."""
+        if self.spec.mode == "buffered":
+            return len(self.accepted)
+        return len({site for site, _ in self.accepted})
+
+    @property
+    def expected(self) -> int:
+        """So many can still be counted on; no site is awaited that said it does not come.
+
+        Where sites are drawn nobody knows how many there are, nor who could step in: all are expected then.
+        """
+        if self.spec.mode == "buffered" or self.spec.select < 1:
+            return self.spec.full
+        present = {site for site, _ in self.accepted}
+        away = (self.declined | self.left) - present
+        known = len(self.before.sites | present | away)
+        return max(0, min(self.spec.full, max(self.spec.full, known) - len(away)))
+
+    @property
+    def enough(self) -> int:
+        """So many close the round from the deadline on: never fewer."""
+        return max(self.least, self.spec.enough_of(self.expected))
 
     def closes(self, now: float) -> bool:
-        """Whether the round is over at ``now``."""
-        enough = self.spec.quorum if self.overdue(now) else self.spec.sites
-        return len(self.accepted) >= enough
+        """Whether the round may be closed at ``now``."""
+        if self.closed or self._paused is not None:
+            return False
+        wanted = self.enough if self.overdue(now) else max(self.enough, self.expected)
+        return self.count >= wanted
+
+    def close(self, now: float) -> tuple[Accepted, ...]:
+        """Close it; the updates that it consists of, in the order of folding."""
+        if not self.closes(now):
+            raise ValueError(f"round {self.number} cannot be closed with {self.count} of {self.expected} in")
+        self.closed = True
+        return tuple(self.accepted.values())
+
+    def close_as(self, roster: Iterable[str]) -> None:
+        """It was closed before a restart, with these messages; all of them are in, and nothing else."""
+        if sorted(roster) != sorted(entry.message for entry in self.accepted.values()):
+            raise ValueError(f"round {self.number} was closed with other updates than those that are in")
+        self.closed = True
+
+    # --- time ----------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> bool:
         """Whether the deadline has passed."""
-        return now >= self.opened + self.spec.deadline
+        return self._paused is None and now >= self.opened + self.spec.deadline
 
     def patience(self, now: float) -> float | None:
-        """Seconds from ``now`` to the deadline; None once it has passed: only updates count then."""
-        return None if self.overdue(now) else self.opened + self.spec.deadline - now
+        """Seconds from ``now`` to the deadline; None when it changes nothing: it has passed, or waits too."""
+        if self._paused is not None or self.overdue(now):
+            return None
+        return self.opened + self.spec.deadline - now
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for somebody to resume the job."""
+        return self._paused is not None
+
+    def pause(self, now: float) -> None:
+        """Do not close until ``resume``. Done twice it is done once."""
+        if self._paused is None:
+            self._paused = max(now, self.opened)
+
+    def resume(self, now: float) -> None:
+        """Go on; the deadline is as far away as it was."""
+        if self._paused is not None:
+            self.opened += max(0.0, now - self._paused)
+            self._paused = None
+
+    # --- what to tell --------------------------------------------------------------------------------
+
+    @property
+    def examples(self) -> float:
+        """Σ num_examples of the updates that count."""
+        return math.fsum(entry.headers.num_examples for entry in self.accepted.values())
+
+    @property
+    def weight(self) -> float:
+        """The same, each discounted by how late it was."""
+        return math.fsum(entry.weight for entry in self.accepted.values())
+
+    @property
+    def behind(self) -> list[int]:
+        """How many rounds each update is behind, in the order of folding."""
+        return [self.number - version for _, version in self.accepted]
 
     def metrics(self) -> dict[str, float]:
-        """The sites' metrics, each weighted by num_examples over the sites that told a number."""
+        """The sites' metrics, each weighted by num_examples over the updates that told a number."""
         sums: dict[str, tuple[float, float]] = {}
         for entry in self.accepted.values():
             weight = entry.headers.num_examples

@@ -1,6 +1,7 @@
 """StateFolder: what a site, or an aggregator, keeps on disk for one job.
 
     DIR/<name>/model-<digest>.safetensors    the round's model as it was decoded: what changes are from
+    DIR/<name>/model-arriving.safetensors    the same before its digest is known
     DIR/<name>/base.safetensors              at an aggregator: the first model, where it came as a seed
     DIR/<name>/residuals/                    what quantising left out so far
 
@@ -61,8 +62,14 @@ class StateFolder:
         """Where the model of this digest lies, or will lie."""
         return self.path() / f"model-{digest}.safetensors"
 
+    def arriving(self) -> Path:
+        """Where a model will lie of which the digest is not known yet."""
+        return self.path() / "model-arriving.safetensors"
+
     def keep_model(self, digest: str) -> None:
-        """Remove all models but this one."""
+        """The model that has arrived is this one; remove all others."""
+        if self.arriving().exists():
+            self.arriving().replace(self.model(digest))
         for path in self.path().glob("model-*"):
             if path != self.model(digest):
                 path.unlink(missing_ok=True)

@@ -7,7 +7,32 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tensorbus.codecs.item import ItemSpec
+from tensorbus.errors import CodecError, JobError, TensorbusError
 from tensorbus.streaming.decoder import SliceEvent
+
+
+class FoldingInterrupted(TensorbusError):
+    """A message that was to be folded can no longer be read; the round is taken up again from the broker."""
+
+
+class UpdateRefused(CodecError):
+    """An update that was taken before cannot be used after all.
+
+    Attributes:
+        message: id of the update that is to blame.
+    """
+
+    slug = "update-refused"
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(f"update {message}: {reason}")
+        self.message = message
+
+
+class NotEnoughUpdates(JobError):
+    """The reducer needs more updates than there are; more may be added, and the round be closed again."""
+
+    slug = "not-enough-updates"
 
 
 class Update(Protocol):
@@ -32,7 +57,7 @@ class Update(Protocol):
         ...
 
     def item_slices(self, name: str) -> AsyncGenerator[SliceEvent]:
-        """The slices of one item; nothing else is fetched."""
+        """The slices of one item that is sent, and no view; nothing else is fetched."""
         ...
 
 
@@ -48,6 +73,7 @@ class Contribution:
         base: id of that model as a base (``message:<digest>``): the update may be a change from it.
         current: whether that model is the open round's.
         scale: factor of its change, in (0, 1]; less than 1 when it was clipped.
+        partial: it is no update but the exact sums of many (`Exact.partial`), which carry their own weights.
     """
 
     message: str
@@ -57,3 +83,4 @@ class Contribution:
     base: str
     current: bool = True
     scale: float = 1.0
+    partial: bool = False

@@ -18,13 +18,14 @@ from tensorbus.codecs.base import Sink
 from tensorbus.codecs.bases import Base
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import NotFound
+from tensorbus.errors import JobCancelled, NotFound
 from tensorbus.streaming.base_files import open_base
 from tensorbus.streaming.headers import Envelope
 
+from .arriving import Arriving
 from .deferred import Deferred
-from .headers import UpdateHeaders
-from .job import update_key, update_round, updates_topic
+from .headers import DeclineHeaders, UpdateHeaders
+from .job import decline_key, update_key, update_round, updates_topic
 from .model_copy import ModelCopy
 from .models import GlobalModel, newest_model
 from .state_folder import StateFolder
@@ -36,9 +37,14 @@ log = logging.getLogger("tensorbus.participant")
 class Uplink:
     """Of one site, for one round."""
 
-    model: GlobalModel
+    arriving: Arriving
     site: str
     state: StateFolder
+
+    @property
+    def model(self) -> GlobalModel:
+        """The round's, as it is known."""
+        return self.arriving.model
 
     @property
     def bus(self) -> Client:
@@ -55,19 +61,34 @@ class Uplink:
     ) -> object:
         """The model into a sink, and into the state folder if the update will be a change from it."""
         if not self._is_change or await asyncio.to_thread(self._has_model):
-            return await self.model.decode(make_sink, progress)
-        path = await asyncio.to_thread(self.state.model, self._digest)
-        made = await self.model.decode(lambda envelope: ModelCopy(make_sink(envelope), path), progress)
-        await asyncio.to_thread(self.state.keep_model, self._digest)
-        return made
+            return await self.arriving.decode(make_sink, progress)
+        return await self._kept(make_sink, progress)
+
+    async def decline(self, *, leaves: bool, reason: str) -> Receipt:
+        """Say that the round goes on without this site, and all others too if it ``leaves``."""
+        job, number = self.model.spec.job, self.model.round
+        word = DeclineHeaders(self.site, number, leaves, reason)
+        key = decline_key(job, number, self.site, leaves=leaves)
+        return await self.bus.publish(updates_topic(job), b"", headers=word.to_headers(job), key=key)
+
+    async def answered(self) -> bool:
+        """Whether this site's update to the model is stored, so that training again would be for nothing."""
+        job, number = self.model.spec.job, self.model.round
+        attempt = 1
+        while (receipt := await self.bus.receipt(updates_topic(job), self._key(attempt))) is not None:
+            if await self._is_stored(receipt.id):
+                return True
+            attempt += 1  # that one was refused
+        declined = decline_key(job, number, self.site, leaves=False)
+        return await self.bus.receipt(updates_topic(job), declined) is not None
 
     async def send(
         self, container: object, headers: UpdateHeaders, progress: ProgressCallback | None
     ) -> Receipt | None:
-        """The update's receipt; None if the round is over."""
-        job, number = self.model.spec.job, self.model.round
-        newest = await newest_model(self.bus, job)
-        if newest is not None and newest.round > number:
+        """The update's receipt; None if the round is over, for longer than updates may be late."""
+        model = await self.arriving.sealed()
+        job, number = model.spec.job, model.round
+        if await self._is_over(job, number):
             log.warning("round %d of job %s is over; the update of %s is not sent", number, job, self.site)
             return None
         base = await self._base() if self._is_change else None
@@ -79,7 +100,7 @@ class Uplink:
                 container,
                 codec=self.pipeline,
                 headers=headers.to_headers(job),
-                key=update_key(job, number, self.site, attempt),
+                key=self._key(attempt),
                 progress=progress,
                 base=base,
                 residuals=None if residuals is None else Deferred(residuals),
@@ -87,6 +108,18 @@ class Uplink:
             if not receipt.duplicate or await self._is_stored(receipt.id):
                 return receipt
             attempt += 1  # the aggregator refused that one, and deleted it
+
+    def _key(self, attempt: int) -> str:
+        return update_key(self.model.spec.job, self.model.round, self.site, attempt)
+
+    async def _is_over(self, job: str, number: int) -> bool:
+        try:
+            newest = await newest_model(self.bus, job)
+        except JobCancelled:
+            return True
+        return newest is not None and (
+            newest.round > number if newest.final else newest.round - number > newest.spec.staleness
+        )
 
     # --- what it is a change from --------------------------------------------------------------------
 
@@ -99,14 +132,23 @@ class Uplink:
         return str(self.model.info.digest)
 
     def _has_model(self) -> bool:
-        return self.state.model(self._digest).exists()
+        return self.model.sealed and self.state.model(self._digest).exists()
+
+    async def _kept(
+        self, make_sink: Callable[[Envelope], Sink] | None, progress: ProgressCallback | None
+    ) -> object:
+        """Decode the model, and keep a copy; its digest is known when all of it is here."""
+        path = await asyncio.to_thread(self.state.arriving)
+        made = await self.arriving.decode(
+            lambda envelope: ModelCopy(None if make_sink is None else make_sink(envelope), path), progress
+        )
+        await asyncio.to_thread(self.state.keep_model, self._digest)
+        return made
 
     async def _base(self) -> Base:
         """The round's model, fetched now if the script never loaded it."""
         if not await asyncio.to_thread(self._has_model):
-            path = await asyncio.to_thread(self.state.model, self._digest)
-            await self.model.decode(lambda envelope: ModelCopy(None, path))
-            await asyncio.to_thread(self.state.keep_model, self._digest)
+            await self._kept(None, None)
         path = await asyncio.to_thread(self.state.model, self._digest)
         return await asyncio.to_thread(open_base, path, self.model.base)
 

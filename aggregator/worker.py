@@ -1,11 +1,12 @@
 """Aggregator: the process that turns updates into models, round after round.
 
-Strategy: the newest global model in the broker is the only state. It says which round is open and, in its
-manifest, what a model consists of; everything else is rebuilt from the updates, which stay unacknowledged
-until the next model is sealed. Starting, going on after ``kill -9`` and coming back after a lost broker are
-therefore one and the same code: a *session*. It makes its consumer anew, so that the broker hands over every
-stored update at once and in the order in which they were sealed; updates of rounds that are over are
-recognised by their number. Idempotency keys see to it that each model exists once.
+Strategy: what lies at the broker is the only state. The newest global model says which round is open and, in
+its manifest, what a model consists of; the records say when the round began, and, once it is closed, of which
+updates its result is made; the rest is rebuilt from the updates, which stay unacknowledged until the next
+model is sealed. Starting, going on after ``kill -9`` and coming back after a lost broker are therefore one
+and the same code: a *session*. It makes its consumers anew, so that the broker hands over every stored update
+at once and in the order in which they were sealed; those that went into a model are recognised by the
+records. Idempotency keys see to it that each model and each decision exists once.
 """
 
 from __future__ import annotations
@@ -13,30 +14,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tensorbus.bus.client import Client, Message, Subscription
-from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import BrokerUnavailable, MissingBase, NotFound, TransferStalled
-from tensorbus.streaming.sources import ItemSource
+from tensorbus.bus.client import Client
+from tensorbus.bus.consumers import MAX_ACK_PENDING
+from tensorbus.errors import (
+    BrokerUnavailable,
+    InvalidSpecification,
+    JobCancelled,
+    NotFound,
+    TransferStalled,
+)
 
-from .collecting import Collector
+from .bus_update import BusUpdate
+from .collecting import REFUSED, Collector
+from .control import Switch, following, orders_of, paused_for
 from .events import Emitter, Event
-from .folding import Folder, FoldingInterrupted
-from .job import JobSpec, seed_consumer, seed_topic, state_name, updates_consumer, updates_topic
+from .inbox import Inbox
+from .job import JobSpec, rounds_consumer, seed_consumer, state_name, updates_consumer, updates_topic
 from .layout import Layout
-from .models import GlobalModel, newest_model
-from .publishing import Publisher
-from .reducers.mean import Reducer, WeightedMean
+from .models import GlobalModel, last_models
+from .origin import ClosedRound, Origin
+from .records import Ledger, Records, Roster
+from .reducers.base import FindBase, Reducer, Workspace
+from .reducers.spec import ReducerSpec
+from .root import Root
 from .rounds import Round
 from .state_folder import StateFolder
+from .updates import FoldingInterrupted
 
 log = logging.getLogger("tensorbus.aggregator")
 
 INTERRUPTIONS = (BrokerUnavailable, TransferStalled, FoldingInterrupted)
 PAUSE = 1.0
 """Seconds between two sessions; the client has been patient already."""
+PREFETCH = 64
+"""Small updates that one request may bring."""
 
 
 class Aggregator:
@@ -46,11 +61,17 @@ class Aggregator:
         spec: the job. It is told to the sites with every model; a restart may change it for what follows.
         init: safetensors file of the first model; None to wait for a message on the job's seed topic.
         listener: called with every Event.
-        reducer: makes the job's reducer for the layout of its model.
-        state: folder for what outlives a restart: residuals of the models, and the first model where that is
-            the base of the others and came as a seed. None is ``TENSORBUS_STATE``.
+        reducer: makes the job's reducer for the layout of its model; None is what ``spec`` says.
+        state: folder for what outlives a restart: residuals of the models, the state of a server optimiser,
+            and the first model where that is the base of the others and came as a seed. None is
+            ``TENSORBUS_STATE``.
+        accumulator: "memory", or "file" to sum in a memory-mapped file in the state folder.
+        origin: where models come from and results go; None is a job that stands for itself.
 
     Models that are sent as changes have the client's only base as theirs; if it has none, the first model.
+
+    Raises:
+        InvalidSpecification: the job cannot work, such as a quorum that its reducer cannot do with.
     """
 
     def __init__(
@@ -60,30 +81,39 @@ class Aggregator:
         *,
         init: Path | None,
         listener: Callable[[Event], None],
-        reducer: Callable[[Layout], Reducer] = WeightedMean,
+        reducer: Callable[[Layout, Workspace], Reducer] | None = None,
         state: str | Path | None = None,
+        accumulator: str = "memory",
+        origin: Callable[[Emitter, StateFolder], Origin] | None = None,
     ) -> None:
         self._bus = bus
         self._spec = spec
-        self._init = init
         self._emit = Emitter(listener)
         self._state = StateFolder(None if state is None else Path(state), state_name(spec.job))
-        self._publisher = Publisher(bus, spec, self._emit, self._state)
-        self._make_reducer = reducer
+        self._workspace = Workspace(self._state.path, accumulator, spec.deterministic)
+        self._make_reducer = reducer or _reducer_of(spec)
+        self._origin = (
+            Root(bus, spec, init, self._emit, self._state)
+            if origin is None
+            else origin(self._emit, self._state)
+        )
+        self._records = Records(bus, spec.job)
         self._layout: Layout | None = None
-        self._folder: Folder | None = None
+        self._reducer: Reducer | None = None
 
     async def run(self) -> GlobalModel:
         """Run the job to its end; the final model.
 
         Raises:
             BrokerUnavailable: the broker was never there. One that goes away later is waited for.
+            JobCancelled: somebody has cancelled the job; what has to be cleaned up is cleaned up.
             JobError: another aggregator has taken the job over.
             UnsupportedDtype, InvalidSpecification: the model, or what is stored of the job, cannot be used.
             MissingBase: the models are sent as changes, and the base that they are from is not at hand.
+            StoreDamaged: what the job keeps on disk is damaged.
         """
         await self._bus.topics()
-        await self._find_base()
+        await self._origin.prepare()
         try:
             while True:
                 try:
@@ -93,119 +123,192 @@ class Aggregator:
                     self._emit("interrupted", reason=str(error))
                     await asyncio.sleep(PAUSE)
         finally:
-            if self._folder is not None:
-                self._folder.close()
+            if self._reducer is not None:
+                await self._reducer.aclose()
 
     async def _session(self) -> GlobalModel:
         await self._forget_consumers()
-        model = await newest_model(self._bus, self._spec.job)
-        if model is None:
-            model = await self._first()
-        else:
-            self._emit("resumed", round=model.round, final=model.final, message=model.info.id)
-            if self._wants_base and not model.final:
-                raise MissingBase(
-                    "the global models are sent as changes from the first one, which is not in the state "
-                    f"folder {self._state.path()}; give it with --base"
-                )
-        if not model.final:
-            folder = self._folder_for(await self._bus.fetch(model.info.id))
-            async with self._bus.subscribe(
-                updates_topic(self._spec.job),
-                consumer=updates_consumer(self._spec.job),
-                max_in_flight=2 * self._spec.sites + 16,
-            ) as deliveries:
-                while not model.final:
-                    model = await self._round(model, folder, deliveries)
-        await self._forget_consumers()
-        await self._publisher.clean_up(model)
-        await asyncio.to_thread(self._state.remove)
+        try:
+            async with orders_of(self._bus, self._spec.job) as orders:
+                ledger = await self._records.read()
+                switch = Switch(ledger.orders)
+                async with following(switch, orders):
+                    switch.check()
+                    model = await self._rounds(await self._origin.start(switch), ledger, switch)
+        except JobCancelled as cancelled:
+            await self._origin.cancel()
+            await self._end()
+            self._emit("cancelled", reason=str(cancelled))
+            raise
+        await self._origin.clean_up(model)
+        await self._end()
         self._emit("done", round=model.round, message=model.info.id)
         return model
 
-    async def _round(self, model: GlobalModel, folder: Folder, deliveries: Subscription) -> GlobalModel:
-        """Collect the updates of the round that ``model`` begins; the model that they make, sealed."""
-        await self._publisher.clean_up(model)
-        await folder.reset()
-        opened = Round(self._spec, model.round, time.monotonic())
+    async def _end(self) -> None:
+        await self._forget_consumers()
+        await self._records.clean_up(None)
+        await self._origin.finish()
+
+    # --- rounds --------------------------------------------------------------------------------------
+
+    async def _rounds(self, model: GlobalModel, ledger: Ledger, switch: Switch) -> GlobalModel:
+        """All rounds from that of ``model`` on; the final model."""
+        if model.final:
+            return model
+        reducer = await self._reducer_for(model)
+        await reducer.commit(
+            model.round
+        )  # the process before this one may have been killed just before it did
+        held = max(self._spec.sites, self._spec.full) * (2 + self._spec.staleness) + 16
+        async with (
+            self._bus.subscribe(
+                updates_topic(self._spec.job),
+                consumer=updates_consumer(self._spec.job),
+                max_in_flight=min(held, MAX_ACK_PENDING),
+                prefetch=PREFETCH,
+            ) as deliveries,
+            Inbox(deliveries, self._spec.job) as inbox,
+        ):
+            while not model.final:
+                async with _beside(self._clean_up(model)):
+                    model = await self._round(model, reducer, inbox, ledger, switch)
+        return model
+
+    async def _round(
+        self, model: GlobalModel, reducer: Reducer, inbox: Inbox, ledger: Ledger, switch: Switch
+    ) -> GlobalModel:
+        """Collect the updates of the round that ``model`` begins; the model that follows, sealed."""
+        models = {model.round: model}
+        if self._spec.staleness:
+            models |= await last_models(self._bus, self._spec.job, self._spec.staleness + 1)
+        find_base = self._finder(models)
+        await reducer.begin(model.round, find_base)
+        await reducer.reset()
+        opened = await self._open(model.round, min(models), reducer.least, ledger)
+        collector = Collector(self._bus, opened, models, reducer, self._emit, switch, time.monotonic)
+        current = BusUpdate(await self._bus.fetch(model.info.id))
+        closed = ClosedRound(model, opened, reducer, current, find_base)
+        attempt = 0
+        if (roster := ledger.rosters.get(model.round)) is not None:
+            attempt = roster.attempt
+            await collector.replay(roster)
+        while True:
+            if not opened.closed:
+                attempt += 1
+                accepted = await collector.collect(inbox)
+                await self._decide(Roster.of(opened.number, attempt, accepted, opened.left))
+            self._tell_closing(opened)
+            try:
+                made = await self._origin.make(closed)
+                break
+            except REFUSED as error:
+                await collector.reopen(error)
+        following_model = await self._origin.follow(closed, made)
+        await reducer.commit(following_model.round)
+        self._emit("settled", round=opened.number, updates=await collector.settle())
+        return following_model
+
+    async def _open(self, number: int, oldest: int, least: int, ledger: Ledger) -> Round:
+        """The round as it stands: it may have begun before this process did, and be paused."""
+        wall, now = time.time(), time.monotonic()
+        began = min(wall, await self._records.open(number, wall))
+        paused, since = paused_for(ledger.orders, began, wall)
+        ledger.orders.clear()  # from here on the switch tells
+        opened = Round(
+            self._spec, number, now - (wall - began) + paused, ledger.before(number), oldest, least
+        )
+        if since is not None:
+            opened.pause(now - max(0.0, wall - since))
         self._emit(
             "round",
-            round=opened.number,
+            round=number,
             rounds=self._spec.rounds,
-            sites=self._spec.sites,
-            quorum=self._spec.quorum,
+            sites=self._spec.full,
+            expected=opened.expected,
+            quorum=opened.enough,
             deadline=self._spec.deadline,
+            mode=self._spec.mode,
         )
-        collector = Collector(self._bus, opened, model.base, folder, self._emit, time.monotonic)
-        await collector.collect(deliveries)
+        if opened.paused:
+            self._emit("paused", round=number)
+        return opened
+
+    async def _decide(self, roster: Roster) -> None:
+        """Have it on record of what the model is made, before it is made."""
+        decided = await self._records.close(roster)
+        if decided.entries != roster.entries:
+            raise FoldingInterrupted(
+                f"another aggregator has closed round {roster.number} with other updates"
+            )
+
+    def _tell_closing(self, opened: Round) -> None:
+        behind = opened.behind
         self._emit(
             "closing",
             round=opened.number,
-            sites=list(opened.accepted),
-            num_examples=opened.weight,
+            sites=list(dict.fromkeys(site for site, _ in opened.accepted)),
+            updates=len(opened.accepted),
+            num_examples=opened.examples,
+            weight=opened.weight,
+            stale=sum(rounds > 0 for rounds in behind),
+            behind=sum(behind) / len(behind),
+            declined=sorted(opened.declined),
+            left=sorted(opened.left),
             metrics=opened.metrics(),
         )
-        items = await folder.result(await self._bus.fetch(model.info.id))
-        following = await self._publisher.publish(opened.number + 1, ItemSource(model.info.container, items))
-        self._emit("settled", round=opened.number, updates=await collector.settle())
-        return following
 
-    async def _first(self) -> GlobalModel:
-        if self._init is not None:
-            return await self._publisher.publish(1, self._init)
-        topic = seed_topic(self._spec.job)
-        self._emit("waiting", topic=topic)
-        async with self._bus.subscribe(topic, consumer=seed_consumer(self._spec.job)) as deliveries:
-            model = await self._publisher.publish(1, await self._seeded(await anext(deliveries)))
-        await self._forget_consumers()
-        return model
+    def _finder(self, models: dict[int, GlobalModel]) -> FindBase:
+        known = {model.base: model.info.id for model in models.values()}
 
-    async def _seeded(self, seed: Message) -> object:
-        """The first model out of a seed."""
-        if self._wants_base:
-            path = await asyncio.to_thread(self._state.base)
-            await seed.save(path)
-            self._bus.add_base(path)
-            return path
-        folder = self._folder_for(seed)
-        await folder.reset()
-        await folder.fold(seed, 1.0, lambda _: None)
-        return ItemSource(seed.info.container, await folder.result())
+        async def find(base: str) -> BusUpdate:
+            try:
+                return BusUpdate(await self._bus.fetch(known[base]))
+            except (KeyError, NotFound) as error:
+                raise FoldingInterrupted(f"the model {base} is gone") from error
 
-    @property
-    def _wants_base(self) -> bool:
-        """Whether models are to be sent as changes, and from what is not known."""
-        down = Pipeline.parse(self._spec.down)
-        return any(stage.against_base for stage in down.stages) and not self._bus.bases
+        return find
 
-    async def _find_base(self) -> None:
-        """The base of the models where the client has none: the first model, if it is here."""
-        if not self._wants_base:
-            return
-        if self._init is not None:
-            self._bus.add_base(self._init)
-        elif not self._state.lasting:
-            raise MissingBase(
-                "the global models are sent as changes from a base, and there is none: give --base or "
-                "--init, or --state, a folder in which the first model is kept"
-            )
-        elif (path := await asyncio.to_thread(self._state.base)).exists():
-            self._bus.add_base(path)
+    async def _clean_up(self, model: GlobalModel) -> None:
+        await self._origin.clean_up(model)
+        await self._records.clean_up(model.round - self._spec.kept)
 
-    def _folder_for(self, message: Message) -> Folder:
-        """The job's folder, made once: its accumulator is the largest thing that this process holds."""
-        layout = Layout.of(message.manifest)
-        if self._folder is None or layout != self._layout:
-            if self._folder is not None:
-                self._folder.close()
-            self._folder = None  # the old accumulator goes before the new one comes
+    async def _reducer_for(self, model: GlobalModel) -> Reducer:
+        """The job's reducer, made once: its accumulator is the largest thing that this process holds."""
+        layout = Layout.of((await self._bus.fetch(model.info.id)).manifest)
+        if self._reducer is None or layout != self._layout:
+            if self._reducer is not None:
+                await self._reducer.aclose()
+            self._reducer = None  # the old accumulator goes before the new one comes
             self._layout = layout
-            self._folder = Folder(self._make_reducer(layout))
-        return self._folder
+            self._reducer = self._make_reducer(layout, self._workspace)
+        return self._reducer
 
     async def _forget_consumers(self) -> None:
-        for consumer in (updates_consumer(self._spec.job), seed_consumer(self._spec.job)):
+        for consumer in (updates_consumer, seed_consumer, rounds_consumer):
             try:
-                await self._bus.delete_consumer(consumer)
+                await self._bus.delete_consumer(consumer(self._spec.job))
             except NotFound:
                 pass  # it was not there
+
+
+def _reducer_of(spec: JobSpec) -> Callable[[Layout, Workspace], Reducer]:
+    reducer = ReducerSpec.parse(spec.reducer)
+    if spec.enough < reducer.least:
+        raise InvalidSpecification(
+            f"the reducer {reducer} needs {reducer.least} updates, but {spec.enough} can close a round"
+        )
+    return reducer.build
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[object, object, None]) -> AsyncGenerator[None]:
+    """Have ``work`` done while the block runs, and end with it; an error in the block ends it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    except BaseException:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    await task

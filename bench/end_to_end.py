@@ -35,9 +35,11 @@ import numpy as np
 import resident
 import torch
 
-from tensorbus.aggregator.folding import Folder
+from tensorbus.aggregator.bus_update import BusUpdate
 from tensorbus.aggregator.layout import Layout
-from tensorbus.aggregator.reducers.mean import WeightedMean
+from tensorbus.aggregator.reducers.base import Workspace
+from tensorbus.aggregator.reducers.mean import Mean
+from tensorbus.aggregator.updates import Contribution
 from tensorbus.bus.client import Client
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import ItemSpec
@@ -126,19 +128,19 @@ async def publish(url: str, shapes: Shapes, codec: str, path: Path | None) -> No
 async def receive(url: str, shapes: Shapes, way: str, path: Path | None) -> None:
     """Take one message: into an accumulator, into existing tensors, or into the file ``path``."""
     specs = [ItemSpec(name, dtype("float32"), shape) for name, shape in shapes.items()]
-    folder = Folder(WeightedMean(Layout(tuple(specs)))) if way == "memory" else None
+    mean = Mean(Layout(tuple(specs)), Workspace(Path.cwd)) if way == "memory" else None
     model = {name: np.ones(shape, np.float32) for name, shape in shapes.items()} if way == "follow" else None
     async with (
         Client(url) as bus,
         bus.subscribe(TOPIC, consumer="bench", follow=way == "follow") as deliveries,
     ):
-        if folder is not None:
-            await folder.reset()
+        if mean is not None:
+            await mean.reset()
         tell(ready=True)
         before = resident.forget_peak()
         delivery = await anext(deliveries)
-        if folder is not None:
-            await folder.fold(delivery, 1.0, lambda _: None)
+        if mean is not None:
+            await mean.add(BusUpdate(delivery), Contribution(delivery.id, "site", 1, 1.0, ""), lambda _: None)
         elif path is not None:
             await delivery.save(path)
         else:
@@ -147,8 +149,8 @@ async def receive(url: str, shapes: Shapes, way: str, path: Path | None) -> None
         growth = resident.peak() - before
         await delivery.ack()
         tell(finished=finished, growth=growth)
-    if folder is not None:
-        folder.close()
+    if mean is not None:
+        await mean.aclose()
 
 
 # --- the driver ------------------------------------------------------------------------------------------

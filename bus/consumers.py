@@ -142,6 +142,11 @@ def _backoff(got: Fields) -> tuple[float, ...]:
     return tuple(one.number("backoff", MIN_ACK_WAIT, MAX_ACK_WAIT) for one in each)
 
 
+def dead_letter_topic(name: str) -> str:
+    """Where the dead letters of a consumer go whose configuration says nothing."""
+    return f"dead.{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class ConsumerInfo:
     """A durable consumer and where it stands.

@@ -17,14 +17,47 @@ if TYPE_CHECKING:
     from tensorbus.bus.client import Client
 
 
+class Share(click.ParamType):
+    """A share of something: ``80%``, or ``0.8``; as a float."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            if isinstance(value, str) and value.endswith("%"):
+                return float(value[:-1]) / 100
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write 80% or 0.8", param, ctx)
+
+
+class Quorum(click.ParamType):
+    """A count, as an int, or a share, as the text that it is."""
+
+    name = "quorum"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if isinstance(value, int) or value.endswith("%"):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a count nor a share such as 80%", param, ctx)
+
+
 @click.command("aggregate")
 @click.option("--job", required=True, help="Name of the job; sites join it by this name.")
 @click.option("--sites", required=True, type=click.IntRange(min=1), help="How many sites are expected.")
 @click.option("--rounds", required=True, type=click.IntRange(min=1), help="How many rounds to run.")
 @click.option(
     "--quorum",
-    type=click.IntRange(min=1),
-    help="Updates that are enough at the deadline.  [default: all]",
+    type=Quorum(),
+    default="100%",
+    show_default=True,
+    metavar="COUNT|SHARE",
+    help="Sites that are enough at the deadline: a count, or a share of those that did not decline.",
 )
 @click.option(
     "--deadline",
@@ -45,10 +78,61 @@ if TYPE_CHECKING:
     help="Tensors of such names are sent exactly, both ways, e.g. '*norm*'. Repeatable.",
 )
 @click.option(
+    "--reducer",
+    default="mean",
+    show_default=True,
+    metavar="STEPS",
+    help="What makes one model of the updates, e.g. 'clip:1.0 | trimmed:0.1 | fedadam:lr=0.01'.",
+)
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="The same bits whatever the order in which updates arrive; sums take 16 bytes a parameter.",
+)
+@click.option(
+    "--accumulator",
+    type=click.Choice(["memory", "file"]),
+    default="memory",
+    show_default=True,
+    help="Where updates are summed: in memory, or in a memory-mapped file in the state folder.",
+)
+@click.option(
+    "--buffered",
+    type=click.IntRange(min=1),
+    metavar="UPDATES",
+    help="A round ends with so many updates, whoever they are from, and sites go on with the newest model at "
+    "their own pace (FedBuff).  [default: rounds of all sites]",
+)
+@click.option(
+    "--staleness",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="ROUNDS",
+    help="How late an update may be and still count; 0 drops what is late.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="An update that is d rounds late counts with (1 + d)^-alpha of its examples.",
+)
+@click.option(
+    "--select",
+    type=Share(),
+    default="100%",
+    show_default=True,
+    metavar="SHARE",
+    help="Of all sites, those that take part in a round, drawn anew for each; if more are drawn than "
+    "--sites, the first ones count.",
+)
+@click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     metavar="FILE",
-    help="The first model, a .safetensors file; without it, a message on fl.JOB.seed is awaited.",
+    help="The first model, a .safetensors file or the folder of a PEFT adapter; without it, a message on "
+    "fl.JOB.seed is awaited.",
 )
 @click.option(
     "--base",
@@ -63,7 +147,8 @@ if TYPE_CHECKING:
     metavar="DIR",
     envvar="TENSORBUS_STATE",
     show_envvar=True,
-    help="What outlives a restart, where --down has feedback, or delta and the first model is not a file.",
+    help="What outlives a restart, where --down has feedback, or delta and the first model is not a file, or "
+    "--reducer a server optimiser.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one JSON object per line.")
 @broker_options
@@ -71,11 +156,18 @@ def command(
     job: str,
     sites: int,
     rounds: int,
-    quorum: int | None,
+    quorum: int | str,
     deadline: float,
     down: str,
     up: str,
     keep: tuple[str, ...],
+    reducer: str,
+    deterministic: bool,
+    accumulator: str,
+    buffered: int | None,
+    staleness: int,
+    alpha: float,
+    select: float,
     init: Path | None,
     base: Path | None,
     state: Path | None,
@@ -87,7 +179,8 @@ def command(
 
     Each round it publishes a global model on fl.JOB.model, folds the sites' updates from fl.JOB.updates into
     one accumulator as they come, and makes their mean, weighted by the number of examples, the next model.
-    It may be stopped and started again at any time: it goes on with the round that is open.
+    It may be stopped and started again at any time: it goes on with the round that is open. `tensorbus job`
+    pauses, resumes and cancels it; a cancelled job ends with exit code 5.
 
     CODEC is a quantiser such as none, bf16, int8 or nf4, or stages and a quantiser, 'delta | nf4'; sites
     learn it with the model. With delta, an update is the change from the round's model.
@@ -98,6 +191,7 @@ def command(
         --down 'delta | nf4' --up 'delta | nf4' --keep '*norm*'
     """
     from tensorbus.aggregator.job import JobSpec
+    from tensorbus.aggregator.reducers.spec import ReducerSpec
     from tensorbus.bus.client import Client
     from tensorbus.codecs.pipeline import Pipeline
 
@@ -105,28 +199,40 @@ def command(
         job=job,
         sites=sites,
         rounds=rounds,
-        quorum=sites if quorum is None else quorum,
+        quorum=quorum,
         deadline=deadline,
         down=Pipeline.parse(down, keep).to_json(),
         up=Pipeline.parse(up, keep).to_json(),
+        reducer=ReducerSpec.parse(reducer).to_json(),
+        deterministic=deterministic,
+        mode="sync" if buffered is None else "buffered",
+        buffer=buffered,
+        staleness=staleness,
+        alpha=alpha,
+        select=select,
     )
     client = Client(url, token, bases=[base] if base else [], tls=tls_settings())
     with RoundLines() if as_json else RoundView(job) as view:
-        stopped = asyncio.run(_run(client, spec, init, state, view))
+        stopped = asyncio.run(_run(client, spec, init, state, accumulator, view))
     if stopped:
         click.echo("tensorbus: stopped; start it again to go on where it was", err=True)
         raise click.exceptions.Abort
 
 
 async def _run(
-    client: Client, spec: JobSpec, init: Path | None, state: Path | None, view: RoundLines | RoundView
+    client: Client,
+    spec: JobSpec,
+    init: Path | None,
+    state: Path | None,
+    accumulator: str,
+    view: RoundLines | RoundView,
 ) -> bool:
     """Run the job; True if a signal ended it first."""
     from tensorbus.aggregator.worker import Aggregator
 
     loop = asyncio.get_running_loop()
     async with client as bus:
-        aggregator = Aggregator(bus, spec, init=init, listener=view, state=state)
+        aggregator = Aggregator(bus, spec, init=init, listener=view, state=state, accumulator=accumulator)
         work = asyncio.ensure_future(aggregator.run())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, work.cancel)

@@ -10,14 +10,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run(work: Coroutine[Any, Any, T], *, encrypted: bool = False) -> T:
-    """Run ``work`` to its end, on uvloop where the platform has it.
-
-    Args:
-        encrypted: most of its bytes go through TLS, which asyncio's own loop does with less of the processor.
-    """
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end, on uvloop where the platform has it."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if not encrypted and importlib.util.find_spec("uvloop") is not None:
+    if importlib.util.find_spec("uvloop") is not None:
         import uvloop
 
         factory = uvloop.new_event_loop

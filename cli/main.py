@@ -8,11 +8,12 @@ import sys
 import click
 
 from tensorbus import __version__
-from tensorbus.errors import BrokerUnavailable, NotFound, TensorbusError
+from tensorbus.errors import BrokerUnavailable, JobCancelled, NotFound, TensorbusError
 
 COMMANDS = {
     "serve": "Run the broker.",
     "aggregate": "Run the aggregator of a federated job.",
+    "job": "See how a federated job stands; pause, resume or cancel it.",
     "publish": "Publish a file as a message.",
     "fetch": "Fetch a message into a file.",
     "subscribe": "Print messages as they arrive.",
@@ -30,6 +31,7 @@ COMMANDS = {
 FAILED = 1
 UNAVAILABLE = 3
 NOT_FOUND = 4
+CANCELLED = 5
 INTERRUPTED = 130
 
 
@@ -61,7 +63,8 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the broker
-    cannot be reached, 4 no such message, item or consumer, 130 interrupted.
+    cannot be reached, 4 no such message, item or consumer, 5 the job was
+    cancelled, 130 interrupted.
     """
 
 
@@ -85,4 +88,6 @@ def exit_code(error: Exception) -> int:
         return UNAVAILABLE
     if isinstance(error, NotFound):
         return NOT_FOUND
+    if isinstance(error, JobCancelled):
+        return CANCELLED
     return FAILED

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("publish")
 @click.argument("topic")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--codec",
     metavar="CODEC",
@@ -68,13 +68,14 @@ def command(
 ) -> None:
     """Publish FILE on TOPIC.
 
-    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes. Neither
-    is ever loaded into memory. The command returns when the broker has all of it on stable storage.
+    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes; the folder
+    of a PEFT adapter as its tensors and its configuration. None is ever loaded into memory. The command returns when the broker has all of it on stable storage.
 
     \b
     Examples:
       tensorbus publish models.demo model.safetensors --codec nf4 --keep '*norm*'
       tensorbus publish models.demo tuned.safetensors --codec 'delta | nf4' --base pretrained.safetensors
+      tensorbus publish models.demo adapter/ --codec bf16
       tensorbus publish notes.demo README.md --header author=me
     """
     from tensorbus.codecs.pipeline import Pipeline
@@ -87,7 +88,7 @@ def command(
         raise click.UsageError("feedback keeps what it leaves out for the next message: give --state DIR")
 
     async def work(bus: Client) -> Receipt:
-        container = file if file.suffix == ".safetensors" else BytesFileSource(file)
+        container = file if file.suffix == ".safetensors" or file.is_dir() else BytesFileSource(file)
         try:
             with TransferBar(f"publishing {file.name}") as bar:
                 return await bus.publish(

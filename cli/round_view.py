@@ -87,15 +87,23 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
         case "resumed":
             return f"found the model of round {told['round']}"
         case "round":
+            what = "updates" if told["mode"] == "buffered" else "sites"
             return (
-                f"round {told['round']} of {told['rounds']}: waiting for {told['sites']} sites"
+                f"round {told['round']} of {told['rounds']}: waiting for {told['expected']} {what}"
                 f" ({told['quorum']} are enough after {told['deadline']} s)"
             )
+        case "paused":
+            return f"  ‖ paused: round {told['round']} does not close until the job is resumed"
+        case "continued":
+            return f"  ▸ round {told['round']} goes on"
+        case "declined":
+            why = f": {told['reason']}" if told["reason"] else ""
+            return f"  - {told['site']} {'leaves' if told['leaves'] else 'sits this round out'}{why}"
         case "folded":
             counted = f"{told['updates']} of {told['expected']} in"
-            return (
-                f"  + {told['site']}: {told['num_examples']} examples{_metrics(told['metrics'])}; {counted}"
-            )
+            late = f", {told['behind']} rounds late" if told["behind"] else ""
+            examples = f"{told['num_examples']} examples{late}"
+            return f"  + {told['site']}: {examples}{_metrics(told['metrics'])}; {counted}"
         case "ignored":
             return f"  · an update of {told['site']} for round {told['round']} is {told['why']}: not counted"
         case "refused":
@@ -113,8 +121,12 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
             if isinstance(wire, int) and isinstance(original, int):
                 moved = f": {size(original)} as {size(wire)} ({share(wire, original)})"
             return f"model {told['round']}{' (the final one)' if told['final'] else ''} is sealed{moved}"
+        case "reopened":
+            return f"  ↺ round {told['round']} is open again: it cannot be made of these updates"
         case "interrupted":
             return f"  ! {told['reason']}; trying again"
+        case "cancelled":
+            return f"cancelled: {told['reason']}"
         case "done":
             return f"done: the final model is message {told['message']}"
         case _:

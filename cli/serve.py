@@ -86,6 +86,13 @@ is on disk and is there again at the next start.
     help="Messages that may be published at the same time.",
 )
 @click.option(
+    "--max-owned-consumers",
+    default=BrokerSettings().max_owned_consumers,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Consumers that one token may have made.",
+)
+@click.option(
     "--upload-expiry",
     default=BrokerSettings().upload_expiry / 3600,
     show_default=True,
@@ -114,6 +121,7 @@ def command(
     shutdown_timeout: float,
     max_message: int,
     max_uploads: int,
+    max_owned_consumers: int,
     upload_expiry: float,
     sync: Sync,
     log_json: bool,
@@ -143,11 +151,12 @@ def command(
     limits = BrokerSettings(
         max_message_bytes=max_message * MIB,
         max_open_messages=max_uploads,
+        max_owned_consumers=max_owned_consumers,
         upload_expiry=upload_expiry * 3600,
         sync=sync,
     )
     with audit_to(access.audit_log) as audit:
-        run(serve(data, limits, settings, audit, as_json=as_json), encrypted=settings.tls is not None)
+        run(serve(data, limits, settings, audit, as_json=as_json))
 
 
 async def serve(

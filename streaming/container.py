@@ -37,7 +37,7 @@ from .tally import Tally
 __all__ = ["ContainerDecoder", "ContainerEncoder", "EncodedFrame", "SliceEvent"]
 
 _NOTHING = memoryview(b"")
-_CLOSE_BYTES = len(Tally().close(0, 0, 0))
+CLOSE_BYTES = len(Tally().close(0, 0, 0))
 """Of the close frame, which has one size."""
 
 
@@ -237,7 +237,7 @@ class ContainerEncoder:
         if not all(plan.codec.fixed_size for plan in self._plans):
             return envelope, encode_frame(Kind.OPEN, envelope.to_map())
         rest = sum(len(frame) for frame in self._manifest) + sum(plan.wire_bytes() for plan in self._plans)
-        rest += _CLOSE_BYTES
+        rest += CLOSE_BYTES
         total = rest
         # A larger number may take more bytes to write, never fewer: this settles after two or three steps.
         while True:

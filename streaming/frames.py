@@ -55,7 +55,7 @@ __all__ = [
 MAGIC = b"TNSB"
 VERSION = 1
 PRELUDE = Struct("<4sBBHIII")
-_CHECKED = 16
+CHECKED = 16
 """Bytes of the prelude under the checksum: all but the checksum itself."""
 
 _LARGE = 64 << 10
@@ -121,7 +121,7 @@ def encode_head(kind: Kind, header: bytes, payload: Buffer = b"") -> bytes:
     if len(header) > DEFAULT_LIMITS.header:
         taken, limit = len(header), DEFAULT_LIMITS.header
         raise LimitExceeded(f"the {kind.name.lower()} header takes {taken} bytes, the limit is {limit}")
-    checked = PRELUDE.pack(MAGIC, VERSION, kind, 0, len(header), len(payload), 0)[:_CHECKED]
+    checked = PRELUDE.pack(MAGIC, VERSION, kind, 0, len(header), len(payload), 0)[:CHECKED]
     crc = checksum.extend(checksum.extend(checksum.extend(0, checked), header), payload)
     return b"".join((checked, _CRC.pack(crc), header))
 
@@ -237,7 +237,7 @@ class FrameParser:
             return None
         whole = view[at : at + size].tobytes()
         prelude = whole[: PRELUDE.size]
-        if checksum.extend(checksum.extend(0, whole[:_CHECKED]), whole[PRELUDE.size :]) != claimed:
+        if checksum.extend(checksum.extend(0, whole[:CHECKED]), whole[PRELUDE.size :]) != claimed:
             return None
         try:
             header = unpack(whole[PRELUDE.size : PRELUDE.size + header_len])
@@ -273,7 +273,7 @@ class FrameParser:
         if len(self._head) == PRELUDE.size:
             self._head_missing = self._read_prelude()
         else:
-            self._crc = checksum.extend(checksum.extend(0, self._head[:_CHECKED]), self._head[PRELUDE.size :])
+            self._crc = checksum.extend(checksum.extend(0, self._head[:CHECKED]), self._head[PRELUDE.size :])
             self._payload_missing = self._payload_len
         return len(piece)
 

@@ -86,6 +86,10 @@ class Resumption:
                 raise FrameSequenceError(f"frame {number + 1} is not the one that would be sent")
             self.tally.add_head(expected_kind, head, payload)
             return
+        self._compare_slice(head, kind, payload_len)
+
+    def _compare_slice(self, head: bytes, kind: int, payload_len: int) -> None:
+        number = self.frames
         plan, offset, count = next(self._expected, (None, 0, 0))
         if plan is None or kind != Kind.SLICE:
             raise FrameSequenceError(f"frame {number + 1} is no slice of the message that would be sent")

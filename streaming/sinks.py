@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from os import PathLike
+from os import PathLike, fspath, sep
+from pathlib import Path
 
 from tensorbus.codecs import registry
 from tensorbus.codecs.base import Serializer, Sink
@@ -11,6 +12,7 @@ from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.memory import ValueBuffer
 from tensorbus.errors import UnsupportedContainer
 
+from .adapter_folders import CONFIG, AdapterSink
 from .byte_files import BytesFileSink
 from .files import SafetensorsSink
 from .headers import Envelope
@@ -50,7 +52,20 @@ def open_sink(envelope: Envelope, into: object | None = None) -> Sink:
 
 
 def open_file_sink(envelope: Envelope, path: str | PathLike[str]) -> Sink:
-    """The sink for a message that is to be a file: a byte string as it is, anything else as safetensors."""
+    """The sink for a message that is to be a file: a byte string as it is, anything else as safetensors.
+
+    A PEFT adapter becomes a folder, unless ``path`` ends in ``.safetensors``.
+
+    Raises:
+        UnsupportedContainer: ``path`` is that of a folder, and the message no adapter.
+    """
+    name = fspath(path)
+    if CONFIG in envelope.metadata and not name.endswith(f".{SAFETENSORS}"):
+        return AdapterSink(path, envelope.metadata)
+    if name.endswith(sep) or Path(path).is_dir():
+        raise UnsupportedContainer(
+            f"{name!r} is a folder, and the message no PEFT adapter: give the path of a file"
+        )
     if envelope.container == CONTAINER:
         return BytesFileSink(path)
     return SafetensorsSink(path, envelope.metadata)

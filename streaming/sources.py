@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from tensorbus.codecs import registry
@@ -63,8 +64,8 @@ def open_source(container: object) -> Source:
     """The source for ``container``.
 
     Args:
-        container: the path of a ``.safetensors`` file, a byte string, a torch Module or its
-            state_dict, a mapping of arrays, or a Source.
+        container: the path of a ``.safetensors`` file or of a PEFT adapter's folder, a byte string, a torch
+            Module or its state_dict, a mapping of arrays, or a Source.
 
     Raises:
         UnsupportedContainer: it is none of these.
@@ -83,8 +84,14 @@ def open_source(container: object) -> Source:
 
 
 def _open_file(path: str) -> Source:
+    if Path(path).is_dir():
+        from .adapter_folders import AdapterSource
+
+        return AdapterSource(path)
     if not path.endswith(f".{SAFETENSORS}"):
-        raise UnsupportedContainer(f"{path!r} is not the path of a .{SAFETENSORS} file")
+        raise UnsupportedContainer(
+            f"{path!r} is not the path of a .{SAFETENSORS} file, nor of the folder of a PEFT adapter"
+        )
     from .files import SafetensorsSource  # reading files is not needed for containers in memory
 
     return SafetensorsSource(path)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from tensorbus.aggregator.layout import Layout
 from tensorbus.aggregator.updates import Contribution, Update
+from tensorbus.codecs.base import Accumulator
+from tensorbus.codecs.chain import codec_of
 from tensorbus.codecs.item import Item
+from tensorbus.errors import InvalidSpecification, MissingBase
 
 Told = Callable[[int], None]
 """Hears the encoded bytes of an update that are in, after each slice."""
@@ -45,6 +48,22 @@ class Reducer(ABC):
         self.layout = layout
         self.workspace = workspace
 
+    @property
+    def least(self) -> int:
+        """How many updates it needs at least."""
+        return 1
+
+    async def begin(self, number: int, find_base: FindBase) -> None:  # noqa: B027  most need neither
+        """Round ``number`` is the open one, now or again after a restart; called before ``reset``.
+
+        Args:
+            number: of the round, which is that of the model it begins with.
+            find_base: models that updates were trained from, the round's own among them; until the next call.
+
+        Raises:
+            StoreDamaged: what is kept on disk for this round is damaged or missing; says how to go on.
+        """
+
     @abstractmethod
     async def reset(self) -> None:
         """Forget every update, to begin a round or to begin it again."""
@@ -69,11 +88,44 @@ class Reducer(ABC):
 
         Raises:
             FoldingInterrupted, BrokerUnavailable, TransferStalled: something cannot be read; add all again.
+            NotEnoughUpdates: there are fewer than ``least``; add more, and close again.
+            UpdateRefused: one of the updates cannot be used after all; ``reset``, and add the others again.
         """
 
+    def values(self, name: str) -> Accumulator | None:
+        """What the closed round's item of this name is read from, flat and to be overwritten; until ``reset``.
+
+        float32 for tensors of float32, float16 and bfloat16, float64 for the others; for server optimisers,
+        which go on with it in place. None if no update has the tensor, so that it stays as it is.
+
+        Args:
+            name: of a tensor that is sent, as the model calls it.
+
+        Raises:
+            InvalidSpecification: this reducer has no such arrays.
+        """
+        raise InvalidSpecification(f"no server optimiser can follow {type(self).__name__}: it lacks values()")
+
     async def commit(self, number: int) -> None:  # noqa: B027  most reducers have no state
-        """The model of round ``number``, made of what ``close`` gave, is sealed: keep the state that goes with it."""
+        """The model of round ``number``, made of what ``close`` gave, is sealed: keep the state that goes with it.
+
+        May be called again for the same number.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
         """Give memory, files and threads back."""
+
+
+def check_base(update: Update, contribution: Contribution) -> None:
+    """Refuse an update that is a change from anything but the model that it says it was trained from.
+
+    Raises:
+        MissingBase: it is; the item is named.
+    """
+    for spec in update.manifest:
+        against = codec_of(spec).base if spec.view is None else None
+        if against is not None and against != contribution.base:
+            base = contribution.base
+            allowed = f"may be a change from {base} only" if base else "has to be sent whole"
+            raise MissingBase(f"{spec.name!r} is encoded against {against}; it {allowed}")

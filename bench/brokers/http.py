@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from typing import BinaryIO, cast
 
 from .load import MIB, Load, connect
@@ -17,10 +18,18 @@ class Http:
         self._reader = cast("BinaryIO", self.connection.makefile("rb", MIB // 4))
         self.headers: dict[str, str] = {}
 
-    def ask(self, method: str, path: str, length: int | None = None, kind: str = "application/json") -> None:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        length: int | None = None,
+        kind: str = "application/json",
+        accept: str = "*/*",
+    ) -> None:
         """Send the head of a request whose body has ``length`` bytes."""
         body = "" if length is None else f"Content-Length: {length}\r\nContent-Type: {kind}\r\n"
-        self.connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n{body}\r\n".encode())
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nAccept: {accept}\r\n{body}\r\n"
+        self.connection.sendall(head.encode())
 
     def head(self) -> int:
         """Read the head of the answer; its status."""
@@ -50,6 +59,24 @@ class Http:
         if status >= 400:
             raise RuntimeError(f"{status}: {text[:300]!r}")
         return cast("dict[str, object]", json.loads(text)) if text else {}
+
+    def chunks(self) -> Generator[bytes]:
+        """The chunks of an answer that goes on for as long as somebody reads, each when it is asked for.
+
+        All that the connection has is read at once: ask again only when there is more on it.
+        """
+        rest = b""
+        while True:
+            # What the reader of the head has taken already comes first.
+            rest += cast("bytes", self._reader.read1(256 << 10))  # type: ignore[attr-defined]
+            body = b""
+            while (end := rest.find(b"\r\n")) >= 0:
+                size = int(rest[:end], 16)
+                if len(rest) < end + size + 4:
+                    break
+                body += rest[end + 2 : end + 2 + size]
+                rest = rest[end + size + 4 :]
+            yield body
 
     def drain(self, buffer: memoryview) -> int:
         """Read the body of an answer and forget it; the bytes that it had."""

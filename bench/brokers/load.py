@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tensorbus.bus.pacing import unpace
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerEncoder
@@ -55,9 +56,15 @@ class Load:
         return f"{scheme}://{self.address[0]}:{self.address[1]}"
 
 
-def connect(load: Load) -> socket.socket:
-    """A blocking connection, which sends small things at once."""
-    connection = socket.create_connection(load.address)
+def connect(load: Load, paced: bool = False) -> socket.socket:
+    """A blocking connection, which sends small things at once, and large ones without pauses.
+
+    With ``paced`` it does so as the system is set to; see `tensorbus.bus.pacing`.
+    """
+    connection = socket.socket()
+    if not paced:
+        unpace(connection, load.address)
+    connection.connect(load.address)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not load.certificate:
         return connection

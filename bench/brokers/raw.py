@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-import sys
 from time import monotonic
+
+from tensorbus.bus.pacing import unpace
 
 from .child import ready, tell
 from .load import MIB, Load, connect, pieces
 
 
-def relay() -> None:
+def relay(paced: bool) -> None:
     """Take a subscriber, then publishers, and pass on what comes."""
     listening = socket.create_server(("127.0.0.1", 0))
+    if not paced:
+        unpace(listening, listening.getsockname())
     tell(port=listening.getsockname()[1])
     target, _ = listening.accept()
     source, _ = listening.accept()
@@ -22,10 +25,10 @@ def relay() -> None:
     target.close()
 
 
-def publish(load: Load) -> None:
+def publish(load: Load, paced: bool = False) -> None:
     """Send the bytes, close, and be done."""
     parts = pieces(load.size)
-    with connect(load) as connection:
+    with connect(load, paced) as connection:
         ready()
         started = monotonic()
         for part in parts:
@@ -34,15 +37,11 @@ def publish(load: Load) -> None:
         tell(started=started, finished=monotonic())
 
 
-def subscribe(load: Load) -> None:
+def subscribe(load: Load, paced: bool = False) -> None:
     """Receive until the end."""
     buffer, received = bytearray(MIB), 0
-    with connect(load) as connection:
+    with connect(load, paced) as connection:
         tell(ready=True)
         while count := connection.recv_into(buffer):
             received += count
         tell(finished=monotonic(), received=received)
-
-
-if __name__ == "__main__":
-    sys.exit(relay())

@@ -33,9 +33,9 @@ class Missing(Exception):
 
 
 @contextmanager
-def relay(_folder: Path) -> Generator[Running]:
+def relay(_folder: Path, *, paced: bool = False) -> Generator[Running]:
     """Blocking TCP."""
-    with Child([sys.executable, "-c", "from brokers.raw import relay; relay()"], _here()) as child:
+    with Child([sys.executable, "-c", f"from brokers.raw import relay; relay({paced})"], _here()) as child:
         yield Running(child.pid, (HOST, int(str(child.hear()["port"]))))
 
 

@@ -64,7 +64,8 @@ def _redis(*options: str) -> Start:
 FILES = ("--appendonly", "yes", "--appendfsync")
 
 SYSTEMS = (
-    System("raw TCP, two hops", servers.relay, "raw"),
+    System("raw TCP, two hops", partial(servers.relay, paced=True), "raw_paced"),
+    System("raw TCP, two hops, unpaced", servers.relay, "raw"),
     System("Tensorbus, relay: followed live, no fsync", _tensorbus("--sync", "never"), "tensorbus_raw", True),
     System("Tensorbus, durable, followed", _tensorbus(), "tensorbus_raw", True, small=True),
     System("Tensorbus, durable, stored first", _tensorbus(), "tensorbus_raw"),

@@ -8,6 +8,8 @@ import struct
 from time import monotonic
 from typing import cast
 
+from tensorbus.bus.streams import RecordParser
+
 from .child import ready, tell
 from .http import Http
 from .load import MIB, TOPIC, Load, connect, frames, small_body
@@ -16,6 +18,7 @@ FRAMES = "application/vnd.tensorbus.frames"
 CONSUMER = "/v1/consumers/bench"
 PATH = f"/v1/topics/{TOPIC}/messages"
 BATCH = "application/vnd.tensorbus.batch"
+DELIVERIES = "application/vnd.tensorbus.deliveries"
 BATCH_PATH = f"/v1/topics/{TOPIC}/batch"
 
 
@@ -140,28 +143,46 @@ def _check(answer: bytes) -> None:
 
 
 def subscribe_small(load: Load) -> None:
-    """Take deliveries with their frames, as many as there are at a time, and acknowledge them together, while
-    the next ones are asked for."""
-    http, settling = Http(load), Http(load)
+    """Take deliveries with their frames from a stream, as they come, and acknowledge what has come together,
+    while the next ones come."""
+    http, stream = Http(load), Http(load)
     http.call("PUT", CONSUMER, {"filter": TOPIC, "max_ack_pending": 10_000})
+    stream.ask("GET", f"{CONSUMER}/deliveries/stream?max=1024&inline=65536", accept=DELIVERIES)
+    if stream.head() != 200:
+        raise RuntimeError("no stream of deliveries")
     got = [0.0] * load.count
     received = 0
+    tokens: list[str] = []
+    settling = False
+    parser = RecordParser()
+    selector = selectors.DefaultSelector()
+    for connection in (http, stream):
+        selector.register(connection.connection, selectors.EVENT_READ, connection)
     tell(ready=True)
-    ask = {"max": 256, "wait": 30, "inline": 64 << 10}
-    tokens: list[object] = []
-    while received < load.count:
-        given = http.call("POST", f"{CONSUMER}/deliveries", ask)
-        deliveries = cast("list[dict[str, object]]", given["deliveries"])
-        now = monotonic()
-        for delivery in deliveries:
-            message = cast("dict[str, dict[str, int]]", delivery["message"])
-            got[message["headers"]["n"]] = now
-            if "frames" not in delivery:
-                raise RuntimeError("the broker sends no frames along with deliveries")
-        received += len(deliveries)
-        if tokens:
-            settling.answer()
-        tokens = [delivery["token"] for delivery in deliveries]
-        settling.send("POST", f"{CONSUMER}/acks", {"tokens": tokens})
-    settling.answer()
+    chunks = stream.chunks()
+    while received < load.count or settling or tokens:
+        for key, _ in selector.select():
+            if key.data is http:
+                _check_acks(http.answer())
+                settling = False
+                continue
+            found = [record for record in parser.feed(next(chunks)) if record[0]]  # no signs of life
+            now = monotonic()
+            for head, body in found:
+                if not body:
+                    raise RuntimeError(f"instead of a delivery with its frames: {head}")
+                delivery = cast("dict[str, object]", head["delivery"])
+                message = cast("dict[str, dict[str, int]]", delivery["message"])
+                got[message["headers"]["n"]] = now
+                tokens.append(cast("str", delivery["token"]))
+            received += len(found)
+        if tokens and not settling:
+            http.send("POST", f"{CONSUMER}/acks", {"tokens": tokens[:256]})
+            del tokens[:256]
+            settling = True
     tell(finished=monotonic(), got=got)
+
+
+def _check_acks(answer: dict[str, object]) -> None:
+    if answer["failed"]:
+        raise RuntimeError(f"not acknowledged: {answer['failed']!r}")

@@ -32,7 +32,7 @@ MAX_RECORDS = 256
 """Messages in one batch."""
 MAX_BYTES = 1 << 20
 """Bytes of one batch, keys and lengths included."""
-_AT_A_TIME = 16
+_AT_A_TIME = 4
 """Messages that are checked before others get their turn on the event loop."""
 
 
@@ -86,7 +86,12 @@ class Batches:
             terms = self._quotas.plain_terms(topic, owner, quota)
             if terms is None or any(self._open.is_open(topic, record.key) for record in records):
                 return await self._one_by_one(topic, records, owner, quota)
-            return await self._together(topic, records, terms)
+            outcomes = await self._together(topic, records, terms)
+            for number, outcome in enumerate(outcomes):
+                if isinstance(outcome, Receipt) and outcome.id in self._store.damaged:
+                    # What its key stands for is damaged, and can be replaced: that is an upload's business.
+                    (outcomes[number],) = await self._one_by_one(topic, [records[number]], owner, quota)
+            return outcomes
 
     async def _together(self, topic: str, records: Sequence[Record], terms: Terms) -> list[Outcome]:
         wall = self._clock.wall()
@@ -117,7 +122,9 @@ class Batches:
         for listing, outcome in zip(listings, found, strict=True):
             if isinstance(outcome, Receipt):
                 self._open.listed(listing.info, duplicate=outcome.duplicate)
-        self._consumers.arrived(topic)
+        stored = [each.seq for each in found if isinstance(each, Receipt) and not each.duplicate]
+        if stored:
+            self._consumers.listed(topic, stored[-1])
         return found
 
     def _checked(self, topic: str, record: Record, wall: float, now: datetime) -> MessageInfo:

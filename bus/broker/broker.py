@@ -49,9 +49,10 @@ from .duplicates import Duplicates
 from .frame_source import FrameSource
 from .open_message import OpenMessage, Phase
 from .open_messages import OpenMessages
+from .pushing import Push, Sink, Wish
 from .quotas import Quotas
 from .readers import Reader, ReaderHost
-from .retention import Retention
+from .retention import Retention, Sees, everything
 from .scrub import Scrubber
 from .settings import BrokerSettings
 from .space import give_back
@@ -83,7 +84,7 @@ class Broker:
         self._store = store
         self._sync: Sync = settings.sync
         self._workers = Workers(settings.io_threads)
-        self._consumers = Consumers(store, settings.max_consumers, clock)
+        self._consumers = Consumers(store, settings.max_consumers, settings.max_owned_consumers, clock)
         self._retention = Retention(store, self._consumers, self._workers, clock, settings.max_policies)
         self._duplicates = Duplicates(store, self._retention, clock, settings.duplicate_window)
         quotas = Quotas(store, self._retention)
@@ -130,6 +131,7 @@ class Broker:
         self._consumers.load(await self._store.start(self._sync))
         await self._retention.load()
         self._open.load(await self._store.uploads())
+        await self._open.take_up()
         self._running = True
         await self._sweeping.start()
 
@@ -495,11 +497,16 @@ class Broker:
     # --- policies ------------------------------------------------------------------------------------
 
     async def put_policy(
-        self, name: str, config: PolicyConfig, check: Callable[[PolicyConfig], None] | None = None
+        self,
+        name: str,
+        config: PolicyConfig,
+        check: Callable[[PolicyConfig], None] | None = None,
+        sees: Sees = everything,
     ) -> tuple[PolicyInfo, bool]:
         """Create or change a policy, and enforce it at once; the bool is "created".
 
-        ``check`` gets the one that would be changed, and raises if it may not be.
+        ``check`` gets the one that would be changed, and raises if it may not be. ``sees`` says of a filter
+        whether the caller may know what has it: a Conflict names nothing else.
 
         Raises:
             InvalidName, InvalidRequest: what is wanted makes no sense.
@@ -507,7 +514,7 @@ class Broker:
             Conflict: another policy has topics in common with it, or it is a work queue and its consumers
                 would not be one for each message.
         """
-        return await self._retention.put(name, config, check)
+        return await self._retention.put(name, config, check, sees)
 
     async def policy(self, name: str) -> PolicyInfo:
         """One policy. Raises NotFound."""
@@ -524,13 +531,19 @@ class Broker:
     # --- consumers -----------------------------------------------------------------------------------
 
     async def ensure_consumer(
-        self, name: str, config: ConsumerConfig, owner: str | None = None
+        self, name: str, config: ConsumerConfig, owner: str | None = None, sees: Sees = everything
     ) -> tuple[ConsumerInfo, bool]:
         """Create a durable consumer, or find it there with the same configuration; the bool is "created".
 
-        Raises InvalidName, LimitExceeded (too many), Conflict (it is there with another configuration).
+        ``owner`` is the id of its maker's token; ``sees`` as in ``put_policy``.
+
+        Raises:
+            InvalidName, InvalidRequest: what is wanted makes no sense.
+            LimitExceeded: there are too many. TooManyRequests: the owner has too many.
+            Conflict: it is there with another configuration, or a work queue has another already.
         """
-        return await self._consumers.ensure(name, config, self._retention.check_consumer, owner)
+        check = partial(self._retention.check_consumer, sees=sees)
+        return await self._consumers.ensure(name, config, check, owner)
 
     async def consumer(self, name: str) -> ConsumerInfo:
         """One consumer. Raises NotFound."""
@@ -539,6 +552,10 @@ class Broker:
     def consumer_filter(self, name: str) -> str:
         """The filter of a consumer. Raises NotFound."""
         return self._consumers.get(name).config.filter
+
+    def consumer_dead_letter(self, name: str) -> str:
+        """The topic of a consumer's dead letters. Raises NotFound."""
+        return self._consumers.get(name).dead_letter
 
     def consumer_owner(self, name: str) -> str | None:
         """The id of the token that made a consumer, None if it was made without one. Raises NotFound."""
@@ -567,6 +584,17 @@ class Broker:
         Raises NotFound; also when the consumer is deleted meanwhile.
         """
         return await self._deliveries.pull(name, limit, wait, follow, inline)
+
+    def push(self, name: str, wish: Wish, sink: Sink) -> Push:
+        """Hand deliveries over as they come, for as long as the stream that this returns is not ended.
+
+        They go to ``sink``, in the order of ``pull``; which ones, and how many, ``wish`` says. What it gets
+        has been noted as handed over, as with ``pull``.
+
+        Raises:
+            NotFound: no such consumer. InvalidRequest: ``wish`` is out of its bounds.
+        """
+        return self._deliveries.push(name, wish, sink)
 
     async def ack(self, name: str, token: str) -> None:
         """Settle a delivery for good; durable when this returns.

@@ -8,52 +8,25 @@ yet, and gets one beyond the position; if it is settled before the position come
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.consumers import ConsumerConfig, dead_letter_topic
 from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
 from tensorbus.errors import AlreadySettled, NotFound
 
+from .pending import Pending, return_credit
 from .wakeup import Wakeup
 
 _TOKEN = re.compile(r"([0-9a-f]{8})([0-9a-f]{32})([0-9a-f]{1,8})", re.ASCII)
+_TOKEN_MESSAGE = slice(8, 40)
 
 
 def new_uid() -> str:
     """Eight hex digits."""
     return secrets.token_hex(4)
-
-
-@dataclass(slots=True)
-class Pending:
-    """A message that was handed over and is not settled.
-
-    Attributes:
-        seq: None while the message is open.
-        attempt: how often it was handed over.
-        returned: how many of these attempts were given back before anybody looked at the message.
-        due: on the broker's monotonic clock; when it may be handed over again.
-        held: by a worker; False after a nak.
-        settling: its end is being committed.
-        sealing: the message is being committed together with this delivery.
-    """
-
-    message: str
-    seq: int | None
-    attempt: int
-    due: float
-    held: bool
-    returned: int = 0
-    settling: bool = False
-    sealing: bool = False
-
-    @property
-    def tries(self) -> int:
-        """The attempts that count."""
-        return self.attempt - self.returned
 
 
 class Consumer:
@@ -64,7 +37,10 @@ class Consumer:
         changed: notified when a pull may find something new.
         taking: held by the pull that is choosing messages, so that no two choose the same.
         used: when somebody last asked something of it, on the broker's monotonic clock.
-        pulls: how many pulls are waiting on it.
+        pulls: how many pulls and streams are waiting on it.
+        announced: counts up when a message that it wants may stand in the log, or in the queue for it.
+        looked: ``announced`` when somebody last looked and found no more.
+        listed: the highest seq known to be one that it wants.
     """
 
     def __init__(self, stored: StoredConsumer, now: float, wall: float) -> None:
@@ -81,17 +57,23 @@ class Consumer:
         self.deleted = False
         self.used = now
         self.pulls = 0
+        self.announced = 0
+        self.looked = -1
+        self.listed = 0
+        self._earliest = math.inf
         for delivery in stored.deliveries:
             self.load(delivery, now, wall)
 
     def load(self, delivery: StoredDelivery, now: float, wall: float) -> None:
         """Take up a delivery as the store has it; one that was never handed over is due."""
         if not delivery.settled:
+            due = now + max(0.0, delivery.due - wall)
+            self._earliest = min(self._earliest, due)
             self.pending[delivery.message] = Pending(
                 message=delivery.message,
                 seq=delivery.seq,
                 attempt=delivery.attempt,
-                due=now + max(0.0, delivery.due - wall),
+                due=due,
                 held=delivery.attempt > 0,
                 returned=delivery.returned,
             )
@@ -101,7 +83,7 @@ class Consumer:
     @property
     def dead_letter(self) -> str:
         """The topic of its dead letters."""
-        return self.config.dead_letter or f"dead.{self.name}"
+        return self.config.dead_letter or dead_letter_topic(self.name)
 
     def inactive(self, now: float) -> bool:
         """Whether nobody has used it for longer than it is kept unused."""
@@ -138,6 +120,13 @@ class Consumer:
             raise AlreadySettled(f"this delivery of message {parts[2]} was given back before")
         return pending
 
+    def still_held(self, token: str) -> Pending | None:
+        """The delivery of a token that was given out, unless it is settled, or another's now."""
+        pending = self.pending.get(token[_TOKEN_MESSAGE])
+        if pending is None or not pending.held or pending.settling or self.token(pending) != token:
+            return None
+        return pending
+
     # --- what is due ---------------------------------------------------------------------------------
 
     @property
@@ -145,14 +134,26 @@ class Consumer:
         """How many more messages may be pending."""
         return self.config.max_ack_pending - len(self.pending)
 
+    def may_be_due(self, now: float) -> bool:
+        """Whether to look for what is due; mostly it need not be looked for among thousands."""
+        if self._earliest <= now:
+            self._earliest = min((each.due for each in self.pending.values()), default=math.inf)
+        return self._earliest <= now
+
+    def has_news(self, now: float) -> bool:
+        """Whether there may be sealed messages to hand over."""
+        return self.announced != self.looked or self.listed > self.position or self.may_be_due(now)
+
     def due(self, now: float, follow: bool) -> list[Pending]:
         """What may be handed over again now, in seq order, open ones last."""
+        if not self.may_be_due(now):
+            return []
         ready = [pending for pending in self._redeliverable(follow) if pending.due <= now]
         return sorted(ready, key=lambda pending: (pending.seq is None, pending.seq or 0))
 
     def spent(self, now: float) -> list[Pending]:
         """What should be handed over again now, but has used up its attempts."""
-        if self.config.max_deliver is None:
+        if self.config.max_deliver is None or not self.may_be_due(now):
             return []
         waiting = self._redeliverable(follow=False)
         return [pending for pending in waiting if pending.due <= now and self.is_spent(pending)]
@@ -162,8 +163,10 @@ class Consumer:
         limit = self.config.max_deliver
         return limit is not None and pending.seq is not None and pending.tries >= limit
 
-    def next_due(self, follow: bool) -> float | None:
-        """When something will be due again."""
+    def next_due(self, now: float, follow: bool) -> float | None:
+        """When something will be due again, or a little before."""
+        if self.pending and self._earliest > now:
+            return self._earliest
         return min((pending.due for pending in self._redeliverable(follow)), default=None)
 
     def _redeliverable(self, follow: bool) -> Iterator[Pending]:
@@ -188,6 +191,7 @@ class Consumer:
     def settled(self, pending: Pending) -> None:
         """A delivery is settled for good."""
         self.pending.pop(pending.message, None)
+        return_credit(pending)
         if pending.seq is None or pending.seq > self.position:
             self.done_ahead[pending.message] = pending.seq
         self.changed.notify()
@@ -196,12 +200,26 @@ class Consumer:
         """A delivery is handed over (again)."""
         pending.attempt += 1
         pending.held = True
-        pending.due = now + self.config.wait(pending.tries)
+        return_credit(pending)
+        self.set_due(pending, now + self.config.wait(pending.tries))
+
+    def set_due(self, pending: Pending, due: float) -> None:
+        """When a delivery may be handed over again."""
+        pending.due = due
+        self._earliest = min(self._earliest, due)
+
+    def not_handed(self, before: Pending) -> None:
+        """A delivery is as it was before it was to be handed over again."""
+        if (pending := self.pending.get(before.message)) is not None:
+            pending.attempt, pending.held = before.attempt, before.held
+            self.set_due(pending, before.due)
+            self.changed.notify()
 
     def give_back(self, pending: Pending, due: float, unread: bool = False) -> None:
         """A delivery may be handed over again from ``due`` on; this attempt does not count if ``unread``."""
         pending.held = False
-        pending.due = due
+        return_credit(pending)
+        self.set_due(pending, due)
         pending.returned += unread
         self.changed.notify()
 
@@ -218,7 +236,8 @@ class Consumer:
     def dropped(self, message_id: str) -> None:
         """A message is gone."""
         self.done_ahead.pop(message_id, None)
-        if self.pending.pop(message_id, None) is not None:
+        if (pending := self.pending.pop(message_id, None)) is not None:
+            return_credit(pending)
             self.changed.notify()
 
     def stored(self, pending: Pending, now: float, wall: float) -> StoredDelivery:

@@ -13,7 +13,7 @@ from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
 from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
 from tensorbus.bus.topics import check_consumer_name, matches
-from tensorbus.errors import Conflict, InvalidRequest, LimitExceeded, NotFound
+from tensorbus.errors import Conflict, InvalidRequest, LimitExceeded, NotFound, TooManyRequests
 
 from .consumer import Consumer, new_uid
 from .open_message import OpenMessage
@@ -30,12 +30,14 @@ class Consumers:
     Args:
         store: keeps them.
         limit: how many there may be.
+        owned_limit: how many of them one owner may have made.
         clock: tells the time.
     """
 
-    def __init__(self, store: Store, limit: int, clock: Clock) -> None:
+    def __init__(self, store: Store, limit: int, owned_limit: int, clock: Clock) -> None:
         self._store = store
         self._limit = limit
+        self._owned_limit = owned_limit
         self._clock = clock
         self._consumers: dict[str, Consumer] = {}
         self._by_topic: dict[str, list[Consumer]] = {}
@@ -89,6 +91,7 @@ class Consumers:
                 return await self.info(there), False
             if len(self._consumers) >= self._limit:
                 raise LimitExceeded(f"there are {self._limit} consumers, the broker's limit; delete one")
+            self._check_owned(owner)
             check(name, config)
             wall = self._clock.wall()
             if isinstance(config.start, datetime) and config.start.timestamp() > wall:
@@ -102,6 +105,15 @@ class Consumers:
             self._consumers[name] = consumer
             self._by_topic.clear()
             return await self.info(consumer), True
+
+    def _check_owned(self, owner: str | None) -> None:
+        if owner is None:
+            return
+        made = sum(consumer.owner == owner for consumer in self._consumers.values())
+        if made >= self._owned_limit:
+            raise TooManyRequests(
+                f"token {owner} has {made} consumers, and may have {self._owned_limit}; delete some first"
+            )
 
     async def delete(self, name: str) -> None:
         """Forget a consumer; pulls that wait on it end with NotFound. Raises NotFound."""
@@ -180,13 +192,31 @@ class Consumers:
         """An open message was handed over to a consumer for the first time."""
         self._followers.setdefault(message_id, []).append(consumer)
 
+    def settled_before(self, message: OpenMessage, uids: Sequence[str]) -> None:
+        """An open message is not for these consumers: they have settled what it replaces."""
+        done = set(uids)
+        for consumer in self._interested(message.topic):
+            if consumer.uid in done:
+                consumer.done_ahead[message.id] = None
+                self.followed(consumer, message.id)
+
     def opened(self, message: OpenMessage) -> None:
         """An open message may be followed now."""
         self.arrived(message.topic)
 
     def arrived(self, topic: str) -> None:
-        """There may be something new in a topic."""
+        """There may be something new in a topic, or in the store's queue for it."""
         for consumer in self._interested(topic):
+            consumer.announced += 1
+            if consumer.pulls:
+                consumer.changed.notify()
+
+    def listed(self, topic: str, seq: int) -> None:
+        """A message of a topic is in the log; who looked since it was announced has it already."""
+        for consumer in self._interested(topic):
+            if seq <= consumer.position:
+                continue
+            consumer.listed = max(consumer.listed, seq)
             if consumer.pulls:
                 consumer.changed.notify()
 
@@ -204,7 +234,7 @@ class Consumers:
         """A message is in the log."""
         for consumer in self._followers.pop(message.id, ()):
             consumer.sealed(message.id, seq)
-        self.opened(message)
+        self.listed(message.topic, seq)
 
     def aborted(self, message_id: str) -> None:
         """An open message was given up."""

@@ -23,8 +23,9 @@ from tensorbus.bus.stores.base import Copy
 from tensorbus.bus.topics import matches
 from tensorbus.errors import Conflict, NotFound, StoreDamaged, TensorbusError
 
-from .consumer import Consumer, Pending
+from .consumer import Consumer
 from .delivery_host import DeliveryHost
+from .pending import Pending
 
 _log = logging.getLogger("tensorbus.broker")
 
@@ -86,7 +87,7 @@ class DeadLetters:
             await self.bury(consumer, pending, f"attempt {pending.tries} of {pending.tries} {how}")
         except TensorbusError as problem:
             _log.error("message %s cannot be made a dead letter yet: %s", pending.message, problem)
-            pending.due = self._host.clock.monotonic() + consumer.config.wait(pending.tries)
+            consumer.set_due(pending, self._host.clock.monotonic() + consumer.config.wait(pending.tries))
 
     async def sweep(self) -> None:
         """Bury what has used up its attempts though nobody pulls."""

@@ -12,20 +12,24 @@ over by the same flush of the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
-from tensorbus.bus.consumers import MAX_ACK_WAIT, MAX_INLINE, DeliveryInfo
+from tensorbus.bus.consumers import MAX_ACK_PENDING, MAX_ACK_WAIT, MAX_INLINE, DeliveryInfo
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.bus.stores.base import HandedOver, HandOver, StoredMessage
 from tensorbus.bus.topics import is_literal, matches
 from tensorbus.errors import Conflict, InvalidRequest, NotFound, StoreDamaged, TensorbusError
 
-from .consumer import Consumer, Pending
+from .consumer import Consumer
 from .dead_letters import DeadLetters
 from .delivery_host import DeliveryHost
 from .frame_source import FrameSource
 from .open_message import OpenMessage, Phase
+from .pending import Pending
+from .pushing import Push, Sink, Wish
 from .verification import Verification, check_size
 
 MAX_PULL = 256
@@ -42,6 +46,7 @@ class Deliveries:
 
     Attributes:
         delivered, acked: totals since the start.
+        closing: whether the broker is.
     """
 
     def __init__(
@@ -53,13 +58,13 @@ class Deliveries:
         self._now = host.clock.monotonic
         self._dead_letters = dead_letters
         self._open = open_messages
-        self._closing = False
+        self.closing = False
         self.delivered = 0
         self.acked = 0
 
     def close(self) -> None:
-        """Let all pulls end with what they have, which is nothing."""
-        self._closing = True
+        """Let all pulls and streams end with what they have, which is nothing."""
+        self.closing = True
         self._consumers.wake_all()
 
     # --- handing over --------------------------------------------------------------------------------
@@ -68,12 +73,33 @@ class Deliveries:
         """See ``Broker.pull``."""
         if not 1 <= limit <= MAX_PULL:
             raise InvalidRequest(f"a pull takes 1 to {MAX_PULL} deliveries, not {limit}")
-        if not 0 <= inline <= MAX_INLINE:
-            raise InvalidRequest(f"bodies of up to {MAX_INLINE} bytes may come inline, not {inline}")
+        _check_inline(inline)
         consumer = self._consumers.get(name)
+        with self._waiting(consumer):
+            return await self._pull(consumer, limit, self._now() + wait, follow, inline)
+
+    def push(self, name: str, wish: Wish, sink: Sink) -> Push:
+        """See ``Broker.push``."""
+        if not 1 <= wish.limit <= MAX_ACK_PENDING:
+            raise InvalidRequest(
+                f"a stream has 1 to {MAX_ACK_PENDING} unsettled deliveries, not {wish.limit}"
+            )
+        _check_inline(wish.inline)
+        consumer = self._consumers.get(name)
+        push = Push(self, consumer, self._host.clock, wish, sink)
+        push.over = self._host.workers.start(self._pushing(consumer, push))
+        return push
+
+    async def _pushing(self, consumer: Consumer, push: Push) -> None:
+        with self._waiting(consumer):
+            await push.run()
+
+    @contextmanager
+    def _waiting(self, consumer: Consumer) -> Generator[None]:
+        """Somebody waits for deliveries."""
         consumer.pulls += 1
         try:
-            return await self._pull(consumer, limit, self._now() + wait, follow, inline)
+            yield
         finally:
             consumer.pulls -= 1
             consumer.used = self._now()
@@ -85,65 +111,73 @@ class Deliveries:
             seen = consumer.changed.version
             taken = await self._take_or_give_back(consumer, limit, follow, inline)
             left = deadline - self._now()
-            if taken or left <= 0 or self._closing:
+            if taken or left <= 0 or self.closing:
                 return taken
             if consumer.deleted:
                 raise NotFound(f"consumer {consumer.name!r} was deleted")
-            due = consumer.next_due(follow)
+            due = consumer.next_due(self._now(), follow)
             await consumer.changed.wait(seen, left if due is None else max(0.0, min(left, due - self._now())))
 
     async def _take_or_give_back(
         self, consumer: Consumer, limit: int, follow: bool, inline: int
     ) -> list[DeliveryInfo]:
         """What was taken for a caller who is gone meanwhile is given back at once."""
-        taking = self._host.workers.start(self._take(consumer, limit, follow, inline))
+        taking = self._host.workers.start(self.take(consumer, limit, follow, inline))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            taking.add_done_callback(partial(self._give_back, consumer))
+            taking.add_done_callback(partial(self._taken_for_nobody, consumer))
             raise
 
-    def _give_back(self, consumer: Consumer, taking: asyncio.Task[list[DeliveryInfo]]) -> None:
+    def _taken_for_nobody(self, consumer: Consumer, taking: asyncio.Task[list[DeliveryInfo]]) -> None:
+        if not taking.cancelled() and taking.exception() is None:
+            self.give_back(consumer, taking.result())
+
+    def give_back(self, consumer: Consumer, deliveries: Sequence[DeliveryInfo]) -> None:
         """Nobody has seen these: their attempt does not count."""
-        if taking.cancelled() or taking.exception() is not None:
-            return
         returned: list[Pending] = []
-        for delivery in taking.result():
-            pending = consumer.pending.get(delivery.message.id)
-            if pending is not None and consumer.token(pending) == delivery.token and not pending.settling:
+        for delivery in deliveries:
+            if (pending := consumer.still_held(delivery.token)) is not None:
                 consumer.give_back(pending, due=0.0, unread=True)
                 returned.append(pending)
         if returned:
             # After a crash it shall not count either: it may have been the last one.
             self._host.workers.start(self._note(consumer, returned))
 
-    async def _take(self, consumer: Consumer, limit: int, follow: bool, inline: int) -> list[DeliveryInfo]:
+    async def take(self, consumer: Consumer, limit: int, follow: bool, inline: int) -> list[DeliveryInfo]:
+        """What there is now, up to ``limit``; to be carried through, whoever is cancelled."""
         async with consumer.taking:
             if consumer.deleted:
                 return []
-            await self._dead_letters.bury_spent(consumer)
-            again = self._again(consumer, limit, follow)
-            taken = await self._take_sealed(consumer, again, limit, inline)
+            taken: list[DeliveryInfo] = []
+            # A look into the store is a turn of the thread that commits, so it is not taken for nothing.
+            if consumer.has_news(self._now()):
+                await self._dead_letters.bury_spent(consumer)
+                again = self._again(consumer, limit, follow)
+                taken = await self._take_sealed(consumer, again, limit, inline)
             if follow:
                 taken += self._followed(consumer, limit - len(taken))
         self.delivered += len(taken)
         return taken
 
     def _again(self, consumer: Consumer, limit: int, follow: bool) -> list[Pending]:
-        """What was given back or ran out of time, and is handed over once more."""
-        now = self._now()
-        chosen = [each for each in consumer.due(now, follow) if not consumer.is_spent(each)][:limit]
-        for pending in chosen:
-            consumer.hand(pending, now)
-        self._host.measures.redelivered += len(chosen)
-        return chosen
+        """What was given back or ran out of time, and is to be handed over once more."""
+        due = consumer.due(self._now(), follow)
+        return [each for each in due if not consumer.is_spent(each)][:limit]
 
     async def _take_sealed(
         self, consumer: Consumer, again: list[Pending], limit: int, inline: int
     ) -> list[DeliveryInfo]:
         """Hand over ``again``, and the next new messages in the log."""
+        before = [replace(pending) for pending in again]
+        now = self._now()
+        for pending in again:
+            consumer.hand(pending, now)
         sealed = [pending for pending in again if pending.seq is not None]
         wanted = max(0, min(limit - len(again), consumer.room))
+        if not again and not wanted:
+            return []
+        announced = consumer.announced
         try:
             found = await self._commit(consumer, sealed, wanted, inline)
         except BaseException:
@@ -151,7 +185,12 @@ class Deliveries:
                 consumer.give_back(pending, due=0.0, unread=True)
             raise
         taken: list[DeliveryInfo] = []
-        for pending, message in zip(sealed, found.again, strict=True):
+        # Those that fit no more are as they were; open ones are the last in ``again``.
+        fitting, left = sealed[: len(found.again)], before[len(found.again) : len(sealed)]
+        for each in left:
+            consumer.not_handed(each)
+        self._host.measures.redelivered += len(again) - len(left)
+        for pending, message in zip(fitting, found.again, strict=True):
             if message is None:
                 consumer.dropped(pending.message)
             elif consumer.pending.get(pending.message) is pending:
@@ -169,6 +208,8 @@ class Deliveries:
             if info.sealed is not None:
                 self._host.measures.handover.observe(wall - info.sealed.timestamp())
         consumer.advance(found.position)
+        if found.complete:
+            consumer.looked = announced
         return taken
 
     async def _commit(
@@ -304,7 +345,7 @@ class Deliveries:
         def give_back(pending: Pending) -> None:
             consumer.give_back(pending, self._now() + delay, unread)
             if consumer.is_spent(pending):
-                pending.due = self._now()  # there is nothing to wait for
+                consumer.set_due(pending, self._now())  # there is nothing to wait for
 
         found, outcomes = await self._each_held(consumer, tokens, give_back)
         await self._dead_letters.bury_spent(consumer)
@@ -315,7 +356,7 @@ class Deliveries:
         consumer = self._used(name)
 
         def prolong(pending: Pending) -> None:
-            pending.due = self._now() + consumer.config.wait(pending.tries)
+            consumer.set_due(pending, self._now() + consumer.config.wait(pending.tries))
 
         found, outcomes = await self._each_held(consumer, tokens, prolong)
         await self._note(consumer, found)
@@ -373,6 +414,11 @@ def _verify(info: MessageInfo, source: FrameSource) -> None:
     check = Verification(source, info.bytes, info.digest)
     while check.verified < info.bytes:
         check.ahead(check.verified)
+
+
+def _check_inline(inline: int) -> None:
+    if not 0 <= inline <= MAX_INLINE:
+        raise InvalidRequest(f"bodies of up to {MAX_INLINE} bytes may come inline, not {inline}")
 
 
 def _check_count(tokens: Sequence[str]) -> None:

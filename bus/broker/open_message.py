@@ -40,6 +40,7 @@ class OpenMessage:
         owner: the id of the token that publishes it, None without tokens.
         quota: bytes that its owner may have stored, None for no limit.
         lease: the room that was kept for it, if there are quotas.
+        replaces: the id of a damaged message that goes when this one is listed under its key.
         boundary: end of the last verified frame, even if it is the close frame.
         frames: number of frames verified.
         envelope: what the open frame says, once it has come.
@@ -62,6 +63,7 @@ class OpenMessage:
         self.owner = owner
         self.quota: int | None = None
         self.lease: Lease | None = None
+        self.replaces: str | None = None
         self.visible = 0
         self._followers: threading.Condition | None = None
         self.boundary = 0

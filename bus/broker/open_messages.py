@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tensorbus.bus.clock import Clock
@@ -23,6 +24,14 @@ from .workers import Workers
 
 SOURCE = "source"
 """Metadata of an upload that says what its bytes are made of: who creates it again with the same goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A damaged message whose key is published again, and the uids of consumers that are done with it."""
+
+    id: str
+    settled_by: Sequence[str]
 
 
 class OpenMessages:
@@ -94,15 +103,24 @@ class OpenMessages:
     ) -> Upload | Receipt:
         """See ``Broker.begin``; the names have been checked."""
         await self._check_size(size)
-        accounts = await self._quotas.prepare(topic, owner, quota, size)
-        if key is not None and (stored := await self._clear(topic, key, owner)) is not None:
-            return stored
-        # From here on no await: two uploads that begin at once must not both find their key free.
+        replaced: Replaced | None = None
+        while True:
+            accounts = await self._quotas.prepare(topic, owner, quota)
+            if key is not None:
+                stored = await self._clear(topic, key, owner)
+                if isinstance(stored, Receipt):
+                    return stored
+                replaced = stored
+            # From here on no await: two uploads that begin at once must not both find their key free.
+            if await self._quotas.decided(accounts, size):
+                break
+        self._quotas.check_fits(topic, size)
         self._check_open()
         self._check_running()
         message = self._message(topic, key, owner)
         message.quota, message.lease = quota, self._quotas.lease(accounts, size)
         self._host.running.uploads += 1
+        self._replace(message, replaced)
         return self._add(Upload(message, self._host, size))
 
     async def create(
@@ -116,14 +134,21 @@ class OpenMessages:
     ) -> Upload | Receipt:
         """See ``Broker.create_upload``; the names have been checked."""
         await self._check_size(length)
-        accounts = await self._quotas.prepare(topic, owner, quota, length)
         row = StoredUpload("", topic, key, length, metadata, owner, self._now(), self._expiry())
-        if key is not None:
-            found = self._keys.get((topic, key))
-            if found is not None and found.message.phase is Phase.OPEN and _same(found.kept, row):
-                return found
-            if (stored := await self._clear(topic, key, owner)) is not None:
-                return stored
+        replaced: Replaced | None = None
+        while True:
+            accounts = await self._quotas.prepare(topic, owner, quota)
+            if key is not None:
+                found = self._keys.get((topic, key))
+                if found is not None and found.message.phase is Phase.OPEN and _same(found.kept, row):
+                    return found
+                stored = await self._clear(topic, key, owner)
+                if isinstance(stored, Receipt):
+                    return stored
+                replaced = stored
+            if await self._quotas.decided(accounts, length):
+                break
+        self._quotas.check_fits(topic, length)
         self._check_open()
         limit = self._settings.max_uploads
         if self._resumable >= limit:
@@ -131,6 +156,7 @@ class OpenMessages:
         message = self._message(topic, key, owner)
         message.quota, message.lease = quota, self._quotas.lease(accounts, length)
         row = StoredUpload(message.id, topic, key, length, metadata, owner, message.created, row.expires)
+        self._replace(message, replaced)
         upload = self._add(Upload(message, self._host, None, row))
         try:
             await self._workers.finish(self._store.add_upload(row))
@@ -245,15 +271,18 @@ class OpenMessages:
         if running.uploads >= limit:
             raise BrokerBusy(f"{running.uploads} messages are being published, the limit; try later")
 
-    async def _clear(self, topic: str, key: str, owner: str | None) -> Receipt | None:
+    async def _clear(self, topic: str, key: str, owner: str | None) -> Receipt | Replaced | None:
         """The receipt of a key that is stored; else no upload has this key when this returns.
 
-        Raises Conflict if somebody else's upload has it.
+        What was stored under it and is damaged may be replaced. Raises Conflict if somebody else's upload
+        has it.
         """
         while True:
-            stored = await self._store.receipt(topic, key)
+            stored: Receipt | Replaced | None = await self._store.receipt(topic, key)
+            if stored is not None:
+                stored = await self._replaced(stored)
             upload = self._keys.get((topic, key))
-            if stored is not None or upload is None:
+            if isinstance(stored, Receipt) or upload is None:
                 return stored
             if upload.message.phase is Phase.SEALING:
                 await upload.message.decided()
@@ -261,6 +290,27 @@ class OpenMessages:
                 raise Conflict(f"another publisher is sending a message to {topic} under this key")
             else:
                 await upload.abort("a second upload of its idempotency key took its place")
+
+    async def _replaced(self, receipt: Receipt) -> Receipt | Replaced:
+        """What a new message with the same key replaces: a damaged one. Else the receipt."""
+        if receipt.id not in self._store.damaged:
+            return receipt
+        return Replaced(receipt.id, await self._store.settled_by(receipt.id))
+
+    def _replace(self, message: OpenMessage, replaced: Replaced | None) -> None:
+        """Who has settled what is replaced is not handed this one."""
+        if replaced is not None:
+            message.replaces = replaced.id
+            self._consumers.settled_before(message, replaced.settled_by)
+
+    async def take_up(self) -> None:
+        """Uploads that an earlier process has left go on replacing what they were begun to replace."""
+        if not self._store.damaged:
+            return
+        for upload in list(self._uploads.values()):
+            if upload.key is not None and (stored := await self._store.receipt(upload.topic, upload.key)):
+                found = await self._replaced(stored)
+                self._replace(upload.message, found if isinstance(found, Replaced) else None)
 
     def _parked(self, upload: Upload) -> None:
         """An upload has no writer any more: it is kept at hand while there are few of them."""

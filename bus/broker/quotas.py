@@ -8,6 +8,7 @@ upload under a quota takes its room when it begins, or as it grows if its size i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tensorbus.bus.quotas import too_large
 from tensorbus.bus.stores.base import Store, StoredPolicy, Terms
@@ -27,7 +28,8 @@ class Quotas:
 
     def terms(self, message: OpenMessage) -> Terms:
         """On which an open message may be listed."""
-        return self._terms(message.topic, message.owner, message.quota)
+        terms = self._terms(message.topic, message.owner, message.quota)
+        return terms if message.replaces is None else replace(terms, replaces=message.replaces)
 
     def plain_terms(self, topic: str, owner: str | None, quota: int | None) -> Terms | None:
         """On which messages may be listed that need no lease; None if they would need one."""
@@ -49,14 +51,15 @@ class Quotas:
             quota=_name(policy, topic),
         )
 
-    async def prepare(
-        self, topic: str, owner: str | None, quota: int | None, size: int | None
-    ) -> list[Account]:
-        """The accounts that an upload concerns, as they are now; none for an upload without quotas.
+    def check_fits(self, topic: str, size: int | None) -> None:
+        """Raise LimitExceeded if the topic would never hold ``size`` bytes."""
+        policy = self._retention.policy(topic)
+        largest = None if policy is None else policy.config.max_bytes
+        if policy is not None and largest is not None and size is not None and size > largest:
+            raise too_large(_name(policy, topic), size, largest)
 
-        Raises:
-            LimitExceeded: the topic would never hold ``size`` bytes.
-        """
+    async def prepare(self, topic: str, owner: str | None, quota: int | None) -> list[Account]:
+        """The accounts that an upload concerns, as they are now; none for an upload without quotas."""
         found: list[Account] = []
         if owner is not None and quota is not None:
             usage = await self._store.owner_usage(owner)
@@ -65,9 +68,6 @@ class Quotas:
         policy = self._retention.policy(topic)
         if policy is None:
             return found
-        largest = policy.config.max_bytes
-        if largest is not None and size is not None and size > largest:
-            raise too_large(_name(policy, topic), size, largest)
         if max_messages is not None or max_bytes is not None:
             usage = await self._store.topic_usage(topic)
             found.append(Account(_name(policy, topic), usage, max_bytes, max_messages))
@@ -85,6 +85,14 @@ class Quotas:
         self._accounts = {name: account for name, account in self._accounts.items() if account.leases}
         return Lease([self._shared(account) for account in accounts], size) if accounts else None
 
+    async def decided(self, accounts: Sequence[Account], size: int | None) -> bool:
+        """Whether `lease` can be believed. If not, what is in doubt was waited for: ``prepare`` once more."""
+        for account in map(self._shared, accounts):
+            if account.in_doubt(size or 0):
+                await account.decided.wait(account.decided.version)
+                return False
+        return True
+
     def ended(self, message: OpenMessage) -> None:
         """A message was sealed or aborted."""
         sealed = message.phase is Phase.SEALED
@@ -101,11 +109,7 @@ class Quotas:
     def _shared(self, account: Account) -> Account:
         """The account that the other leases are in, brought up to date."""
         there = self._accounts.setdefault(account.name, account)
-        there.stored, there.max_bytes, there.max_messages = (
-            account.stored,
-            account.max_bytes,
-            account.max_messages,
-        )
+        there.looked_up(account.stored, account.max_bytes, account.max_messages)
         return there
 
 

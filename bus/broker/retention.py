@@ -34,6 +34,15 @@ _REMEMBERED = 10_000
 """Topics whose policy is remembered."""
 
 
+Sees = Callable[[str], bool]
+"""Whether a caller may know of what has a filter: a refusal names nothing else."""
+
+
+def everything(_filter: str) -> bool:
+    """Nothing is hidden from who calls the broker in its own process."""
+    return True
+
+
 class Retention:
     """The policies of a broker, and their enforcement.
 
@@ -75,7 +84,11 @@ class Retention:
     # --- policies ------------------------------------------------------------------------------------
 
     async def put(
-        self, name: str, config: PolicyConfig, check: Callable[[PolicyConfig], None] | None = None
+        self,
+        name: str,
+        config: PolicyConfig,
+        check: Callable[[PolicyConfig], None] | None = None,
+        sees: Sees = everything,
     ) -> tuple[PolicyInfo, bool]:
         """See ``Broker.put_policy``."""
         check_policy_name(name)
@@ -86,17 +99,17 @@ class Retention:
                 check(there.config)
             if there is None and len(self._policies) >= self._limit:
                 raise LimitExceeded(f"there are {self._limit} policies, the broker's limit; delete one")
-            self._check_apart(name, config)
+            self._check_apart(name, config, sees)
             if there is None or there.config != config:
                 created = datetime.fromtimestamp(self._clock.wall(), UTC) if there is None else there.created
-                await self._keep(StoredPolicy(name, config, created))
+                await self._keep(StoredPolicy(name, config, created), sees)
         await self.enforce(name)
         return await self.info(name), there is None
 
-    async def _keep(self, policy: StoredPolicy) -> None:
+    async def _keep(self, policy: StoredPolicy, sees: Sees) -> None:
         async with self._consumers.unchanging() as consumers:
             if policy.config.retention == "workqueue":
-                _check_queue(policy.config.filter, [(c.name, c.config) for c in consumers])
+                _check_queue(policy.config.filter, [(c.name, c.config) for c in consumers], sees)
             await self._store.put_policy(policy)
             self._policies[policy.name] = policy
             self._by_topic.clear()
@@ -134,18 +147,20 @@ class Retention:
             raise NotFound(f"there is no policy {name[:64]!r}")
         return policy
 
-    def _check_apart(self, name: str, config: PolicyConfig) -> None:
+    def _check_apart(self, name: str, config: PolicyConfig, sees: Sees) -> None:
         """A topic has one policy, so that nobody has to guess which of two holds."""
         for other in self._policies.values():
             if other.name != name and overlap(other.config.filter, config.filter):
+                filter_ = other.config.filter
+                there = f"policy {other.name!r} for {filter_}" if sees(filter_) else "another policy"
                 raise Conflict(
-                    f"policy {name!r} for {config.filter} and policy {other.name!r} for "
-                    f"{other.config.filter} select topics in common; a topic can have one policy only"
+                    f"policy {name!r} for {config.filter} and {there} select topics in common; "
+                    "a topic can have one policy only"
                 )
 
     # --- work queues ---------------------------------------------------------------------------------
 
-    def check_consumer(self, name: str, config: ConsumerConfig) -> None:
+    def check_consumer(self, name: str, config: ConsumerConfig, sees: Sees = everything) -> None:
         """A topic that is a work queue has one consumer, which takes all of it.
 
         Raises:
@@ -154,7 +169,7 @@ class Retention:
         for policy in self._policies.values():
             if policy.config.retention == "workqueue" and overlap(policy.config.filter, config.filter):
                 others = [(c.name, c.config) for c in self._consumers.values() if c.name != name]
-                _check_queue(policy.config.filter, [*others, (name, config)], only=name)
+                _check_queue(policy.config.filter, [*others, (name, config)], sees, only=name)
 
     # --- words ---------------------------------------------------------------------------------------
 
@@ -294,23 +309,28 @@ def _described(policy: StoredPolicy, usage: dict[str, Usage]) -> PolicyInfo:
 
 
 def _check_queue(
-    queue: str, consumers: Iterable[tuple[str, ConsumerConfig]], only: str | None = None
+    queue: str, consumers: Iterable[tuple[str, ConsumerConfig]], sees: Sees, only: str | None = None
 ) -> None:
     """No two consumers share a topic of a work queue, and each takes all that is in it.
 
     Three filters that select topics in common two by two have one in common, so pairs are enough.
     """
     concerned = [(name, config) for name, config in consumers if overlap(queue, config.filter)]
+    place_of = f"the work queue {queue}" if sees(queue) else "a work queue"
     for place, (name, config) in enumerate(concerned):
         if config.start != "all" and only in (None, name):
             raise Conflict(
-                f"consumer {name!r} on the work queue {queue} must start with all messages: "
+                f"{_called(name, config, sees)} on {place_of} must start with all messages: "
                 "what it leaves out would never be removed"
             )
         for other, other_config in concerned[:place]:
             if overlap(config.filter, other_config.filter) and (only is None or only in (name, other)):
                 raise Conflict(
-                    f"consumers {other!r} ({other_config.filter}) and {name!r} ({config.filter}) select "
-                    f"topics in common on the work queue {queue}, where a message has one consumer; "
+                    f"{_called(other, other_config, sees)} and {_called(name, config, sees)} select "
+                    f"topics in common on {place_of}, where a message has one consumer; "
                     "let workers share one consumer"
                 )
+
+
+def _called(name: str, config: ConsumerConfig, sees: Sees) -> str:
+    return f"consumer {name!r} ({config.filter})" if sees(config.filter) else "another consumer"

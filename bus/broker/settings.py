@@ -17,6 +17,7 @@ class BrokerSettings:
         max_message_bytes: the largest body that is accepted.
         max_open_messages: uploads at a time over all topics.
         max_consumers: durable consumers.
+        max_owned_consumers: of these, those that one token has made.
         max_policies: of retention.
         batch_bytes: an upload collects at most this much before it goes to a worker thread.
         gather_bytes: all uploads together collect about this much; beyond it, each waits for its own bytes.
@@ -37,6 +38,7 @@ class BrokerSettings:
     max_message_bytes: int = 1 << 40
     max_open_messages: int = 1024
     max_consumers: int = 10_000
+    max_owned_consumers: int = 1000
     max_policies: int = 1000
     batch_bytes: int = MIB
     gather_bytes: int = 32 * MIB

@@ -278,6 +278,10 @@ class Upload:
                     if not self.message.ended:
                         self._inflow = self._new_inflow(self._intake)
                     try:
+                        if self._inflow is not None:
+                            # Now, too: after a crash in this turn, what it brought is not found expired.
+                            await self._put_off()
+                            self._check()
                         yield
                     finally:
                         await self._workers.finish(self._park())
@@ -490,6 +494,8 @@ class Upload:
             raise
         # From here to the outcome the deliveries of this message do not change; so no await in between.
         self.message.phase = Phase.SEALING
+        if self.message.lease is not None:
+            self.message.lease.listing()
         info = self._whole(intake.size, totals)
         try:
             receipt = await self._host.store.seal(
@@ -521,6 +527,8 @@ class Upload:
         with suppress(TensorbusError):
             await self._workers.run(inflow.intake.cut, inflow.intake.visible)
         self.message.phase = Phase.OPEN
+        if self.message.lease is not None:
+            self.message.lease.not_listed()
         self.message.moved.notify()
 
     def _whole(self, size: int, totals: Totals) -> MessageInfo:

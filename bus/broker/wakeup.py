@@ -13,7 +13,8 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.version = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        # In the order in which they came: who has waited longest is woken first.
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     @property
     def awaited(self) -> bool:
@@ -23,18 +24,25 @@ class Wakeup:
     def notify(self) -> None:
         """The thing has changed."""
         self.version += 1
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+            _wake(waiter)
 
     async def wait(self, seen: int, at_most: float | None = None) -> None:
         """Return when the version is not ``seen`` (any more), or after ``at_most`` seconds."""
         if self.version != seen:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        timer = None if at_most is None else waiter.get_loop().call_later(at_most, _wake, waiter)
         try:
-            await asyncio.wait([waiter], timeout=at_most)
+            await waiter
         finally:
-            self._waiting.discard(waiter)
+            if timer is not None:
+                timer.cancel()
+            self._waiting.pop(waiter, None)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

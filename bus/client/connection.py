@@ -20,6 +20,7 @@ import aiohttp
 from yarl import URL
 
 from tensorbus.bus import tracing
+from tensorbus.bus.pacing import unpaced_socket
 from tensorbus.errors import (
     BrokerUnavailable,
     ClientClosed,
@@ -290,7 +291,7 @@ class Connection:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, socket_factory=unpaced_socket),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -43,6 +43,11 @@ class Heartbeat:
         self._held: dict[str, weakref.ref[Delivery] | None] = {}
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def held(self) -> int:
+        """How many deliveries it speaks for."""
+        return len(self._held)
+
     def expect(self, token: str) -> None:
         """Begin to speak for a delivery that waits for somebody to take it."""
         self._held[token] = None

@@ -27,6 +27,7 @@ from .connection import Connection, segment
 from .downloads import Download
 from .held_frames import HeldFrames, Here, entries_of
 from .item_sink import DecodedItem, ItemSink
+from .opening import read_envelope
 from .passes import ItemPass, MessagePass, Pass
 from .progress import ProgressCallback, ProgressReporter
 from .reading import Reading
@@ -114,6 +115,16 @@ class Message:
 
     # --- reading -----------------------------------------------------------------------------------
 
+    async def envelope(self) -> Envelope:
+        """What the message says of itself: the kind of container, its pipeline, its metadata.
+
+        Only its beginning is fetched. Raises as `items`.
+        """
+        frames = self._frames
+        return await read_envelope(
+            Download(self._connection, self.info) if frames is None else HeldFrames(frames)
+        )
+
     async def items(self, progress: ProgressCallback | None = None) -> AsyncGenerator[DecodedItem]:
         """The decoded items one at a time, in the original dtype and shape; only one is held in memory.
 
@@ -147,6 +158,24 @@ class Message:
         """
         context = await self._context()
         async with aclosing(self._reading(None, progress, context).slices()) as slices:
+            async for event in slices:
+                yield event
+
+    async def item_slices(self, name: str) -> AsyncGenerator[SliceEvent]:
+        """The slices of one item, as `slices` gives them; nothing else is fetched.
+
+        Raises:
+            NotFound: there is no such item, or it is a view and has no slices of its own.
+            As `items`.
+        """
+        spec = self._spec(name)
+        if spec.view is not None:
+            raise NotFound(f"item {name!r} is a view of {spec.view.of!r}, which has the slices")
+        if spec.count == 0:
+            return
+        over = ItemPass(spec, None, await self._context())
+        reading = self._over(over, name, ProgressReporter(None), (None, spec.nbytes), False)
+        async with aclosing(reading.slices()) as slices:
             async for event in slices:
                 yield event
 
@@ -186,6 +215,9 @@ class Message:
         progress: ProgressCallback | None = None,
     ) -> None:
         """Write the container to a safetensors file, or a byte string to a file as it is, without loading it.
+
+        A message that was made of the folder of a PEFT adapter becomes such a folder at ``path``, unless that
+        ends in ``.safetensors``.
 
         The file appears when it is complete and on stable storage; if anything fails, ``path`` is as before.
 

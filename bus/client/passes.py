@@ -81,20 +81,21 @@ class ItemPass:
 
     Args:
         spec: the item's entry in the manifest; no view.
-        sink: where its values go. It has been told of the item already.
+        sink: where its values go, which has been told of the item already; None to only have the slices.
         context: the bases that it may be encoded against.
 
     Raises:
         CodecError: naming the item, whose codec is not known here or whose base is not at hand.
     """
 
-    def __init__(self, spec: ItemSpec, sink: Sink, context: CodecContext = NO_CONTEXT) -> None:
+    def __init__(self, spec: ItemSpec, sink: Sink | None, context: CodecContext = NO_CONTEXT) -> None:
         self._spec = spec
         self._sink = sink
         self._element = 0
         with naming(spec.name):
             self._codec = codec_of(spec, context)
-            check_base(self._codec, spec, context)
+            if sink is not None:
+                check_base(self._codec, spec, context)
 
     @property
     def complete(self) -> bool:
@@ -120,16 +121,18 @@ class ItemPass:
             )
         with naming(spec.name):
             check_slice(self._codec, header.count, len(frame.payload))
-            out = self._sink.buffer(spec, header.offset, header.count)
-            self._codec.decode(frame.payload, header.offset, out)
-            self._sink.commit(spec, header.offset, header.count)
+            if self._sink is not None:
+                out = self._sink.buffer(spec, header.offset, header.count)
+                self._codec.decode(frame.payload, header.offset, out)
+                self._sink.commit(spec, header.offset, header.count)
         self._element += header.count
         return SliceEvent(header.index, spec, header.offset, header.count, frame.payload, self._codec)
 
     def finish(self) -> object:
-        """The container that the sink made."""
-        return self._sink.finish()
+        """The container that the sink made; None without a sink."""
+        return None if self._sink is None else self._sink.finish()
 
     def abort(self) -> None:
         """As `Pass.abort`."""
-        self._sink.abort()
+        if self._sink is not None:
+            self._sink.abort()

@@ -23,6 +23,7 @@ from .delivery_host import DeliveryHost
 from .heartbeat import Heartbeat
 from .held_frames import MAX_HELD
 from .message import describe
+from .stream import Stream
 
 log = logging.getLogger("tensorbus.client")
 
@@ -43,7 +44,8 @@ class Subscription:
     Args:
         consumer: a durable consumer's name, shared by its workers; None for one of this subscription's own.
         follow: also hand over messages that are still being published.
-        prefetch: how many deliveries one request may bring; those that nobody has taken yet wait here, where
+        prefetch: 1 asks for each delivery when it is wanted. More of them keeps a stream open, on which so
+            many come by themselves as soon as there are any; those that nobody has taken yet wait here, where
             other workers do not get them.
     """
 
@@ -66,8 +68,8 @@ class Subscription:
         self._acks = Acks(connection, self._path)
         self._host = DeliveryHost(connection, bases, self._acks, self._heartbeat.release)
         self._waiting: deque[DeliveryInfo] = deque()
+        self._stream = Stream(connection, self._path, self._prefetch, follow, self._came)
         self._more: asyncio.Task[None] | None = None
-        self._came = 0
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -122,11 +124,13 @@ class Subscription:
         self._open = False
         try:
             async with asyncio.timeout(GOODBYE):
-                if self._more is not None:
-                    await asyncio.wait([self._more])
+                await self._stream.aclose()
                 await self._acks.drain()
         except TimeoutError:
             log.debug("leaving %s: the broker does not answer", self.consumer)
+        if self._more is not None:
+            self._more.cancel()  # the broker sees it, and gives what it brings to others
+            await asyncio.wait([self._more])
         held = await self._heartbeat.aclose()
         self._waiting.clear()
         if self._connection.closed:
@@ -154,21 +158,34 @@ class Subscription:
 
     async def _next(self, wait: float) -> DeliveryInfo | None:
         """The next delivery: one that is here already, or one that the broker has within ``wait`` seconds."""
-        if not self._waiting and self._more is not None:
-            await asyncio.wait([self._more])
+        if self._prefetch == 1:
+            if not self._waiting:
+                await self._pull(wait, 1)
+        elif not self._waiting:
+            await self._streamed(wait)
+        return self._waiting.popleft() if self._waiting else None
+
+    async def _streamed(self, wait: float) -> None:
+        """Wait for what comes by itself.
+
+        Who holds as many deliveries as may be unsettled on the stream, and wants more, has to ask for them.
+        """
+        deadline = time.monotonic() + wait
+        while not self._waiting:
+            self._stream.start()
+            if self._heartbeat.held >= self._prefetch and self._more is None:
+                self._more = asyncio.create_task(self._pull_more(), name="tensorbus-fetch")
+            if not await self._stream.news(max(0.0, deadline - time.monotonic())):
+                return
+
+    async def _pull_more(self) -> None:
+        try:
+            await self._pull(self._connection.settings.poll_wait, self._prefetch)
+        except TensorbusError as error:
+            log.debug("fetching for %s: %s", self.consumer, error)  # what ails the stream is raised
+        finally:
             self._more = None
-        if not self._waiting:
-            await self._pull(wait, self._prefetch)
-        if not self._waiting:
-            return None
-        given = self._waiting.popleft()
-        room = self._prefetch - len(self._waiting)
-        idle = self._more is None or self._more.done()
-        if self._came > 1 and idle and len(self._waiting) < self._prefetch // 2:
-            # What is there at once, so that it comes while the caller works; nothing is waited for. Where
-            # they come one by one, there is nothing yet.
-            self._more = asyncio.create_task(self._pull_more(room), name="tensorbus-prefetch")
-        return given
+            self._stream.tell()
 
     async def _pull(self, wait: float, limit: int) -> None:
         answer = await self._connection.call(
@@ -177,17 +194,12 @@ class Subscription:
             document={"max": limit, "wait": wait, "follow": self._follow, "inline": MAX_HELD},
             wait=wait,
         )
-        came = [DeliveryInfo.from_json(each) for each in Fields(answer, "deliveries").array("deliveries")]
-        self._came = len(came)
-        for given in came:
-            self._heartbeat.expect(given.token)
-            self._waiting.append(given)
+        for each in Fields(answer, "deliveries").array("deliveries"):
+            self._came(DeliveryInfo.from_json(each))
 
-    async def _pull_more(self, room: int) -> None:
-        try:
-            await self._pull(0.0, room)
-        except TensorbusError as error:
-            log.debug("prefetching for %s: %s", self.consumer, error)  # the next pull says it again
+    def _came(self, given: DeliveryInfo) -> None:
+        self._heartbeat.expect(given.token)
+        self._waiting.append(given)
 
     async def _take(self, given: DeliveryInfo) -> Delivery | None:
         try:

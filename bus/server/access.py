@@ -95,6 +95,14 @@ def identity_of(request: web.Request) -> Identity:
     return request.get(_IDENTITY, NOBODY)
 
 
+def identify_again(request: web.Request) -> None:
+    """Find out once more who asks, in a request that lasts: tokens are revoked, and expire.
+
+    Raises Unauthorized.
+    """
+    request[_IDENTITY] = _identify(request)
+
+
 def _identify(request: web.Request) -> Identity:
     here = context(request)
     if here.tokens is None or not here.tokens.in_use:
@@ -286,6 +294,17 @@ def is_owner(request: web.Request, owner: str | None) -> bool:
     """Whether the caller made the thing whose ``owner`` is kept; None is nobody: there were no tokens."""
     identity = _asked(request)
     return identity.token is None or identity.id == owner
+
+
+def owner_of(request: web.Request, owner: str | None) -> Token | None:
+    """The token that made the thing whose ``owner`` is kept; None if there was none, or it was revoked."""
+    tokens = context(request).tokens
+    if owner is None or tokens is None:
+        return None
+    try:
+        return tokens.token(owner)
+    except NotFound:
+        return None
 
 
 def _asked(request: web.Request) -> Identity:

@@ -35,6 +35,7 @@ ACTIONS = {
 """What is always told, whatever its outcome."""
 
 UNTOLD = {
+    ("DELETE", "/v1/consumers/{name}/deliveries/stream/{stream}"),
     ("POST", "/v1/consumers/{name}/deliveries"),
     ("POST", "/v1/consumers/{name}/deliveries/{token}/ack"),
     ("POST", "/v1/consumers/{name}/deliveries/{token}/nak"),

@@ -8,11 +8,12 @@ from contextlib import suppress
 from aiohttp import web
 
 from tensorbus.bus.broker import Broker
-from tensorbus.bus.consumers import MAX_INLINE, ConsumerConfig, DeliveryInfo
+from tensorbus.bus.consumers import MAX_INLINE, ConsumerConfig, DeliveryInfo, dead_letter_topic
 from tensorbus.bus.fields import Fields
+from tensorbus.bus.topics import check_consumer_name
 from tensorbus.errors import Conflict, InvalidRequest, NotFound, TensorbusError
 
-from .access import Identity, authorize, authorize_consumer, is_owner, may, seen
+from .access import Identity, authorize, authorize_consumer, is_owner, may, owner_of, seen
 from .bodies import expect_later, read_json
 from .context import Context, context
 
@@ -37,7 +38,9 @@ async def ensure(request: web.Request) -> web.Response:
     config = ConsumerConfig.from_json(await read_json(request))
     identity = _authorize_config(request, config)
     here = context(request)
-    making = here.broker.ensure_consumer(request.match_info["name"], config, identity.id)
+    making = here.broker.ensure_consumer(
+        request.match_info["name"], config, identity.id, lambda there: may(request, "subscribe", there)
+    )
     info, created = await here.finishing.run(making)
     return web.json_response(info.to_json(), status=201 if created else 200)
 
@@ -115,6 +118,7 @@ async def term(request: web.Request) -> web.Response:
     here = context(request)
     reason = Fields(await read_json(request), "term", allowed=("reason",)).text_or_none("reason") or ""
     name = authorize_consumer(request)
+    _authorize_letter(request, name)
     await here.finishing.run(here.broker.term(name, request.match_info["token"], reason))
     return web.Response(status=204)
 
@@ -180,14 +184,30 @@ def _outcomes(tokens: Sequence[str], outcomes: Sequence[TensorbusError | None]) 
 
 
 def _authorize_config(request: web.Request, config: ConsumerConfig) -> Identity:
-    """Its maker has to be allowed to read what it is handed, and to publish where it sends dead letters."""
+    """Its maker has to be allowed to read what it is handed, and to publish where it sends dead letters.
+
+    One without ``max_deliver`` sends none by itself, and so needs the right for those that it asks for only.
+    """
     identity = authorize(request, "subscribe", config.filter)
-    if config.dead_letter is not None:
-        authorize(request, "publish", config.dead_letter)
+    topic = config.dead_letter
+    if topic is None and config.max_deliver is not None:
+        topic = dead_letter_topic(check_consumer_name(request.match_info["name"]))
+    if topic is not None:
+        authorize(request, "publish", topic)
     with suppress(NotFound):
         if not may(request, "subscribe", context(request).broker.consumer_filter(request.match_info["name"])):
             raise Conflict("another consumer has this name; choose one of your own")
     return identity
+
+
+def _authorize_letter(request: web.Request, name: str) -> None:
+    """To refuse a message puts it on the topic of dead letters: who does so, or else who made the consumer,
+    has to be allowed to publish there."""
+    broker = context(request).broker
+    topic, owner = broker.consumer_dead_letter(name), broker.consumer_owner(name)
+    maker = owner_of(request, owner)
+    if owner is not None and (maker is None or not maker.rights.allow("publish", topic)):
+        authorize(request, "publish", topic)
 
 
 async def _settling(request: web.Request) -> tuple[Context, str, str]:

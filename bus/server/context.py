@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
+from tensorbus.bus.broker.pushing import Push
 
 from .counters import Counters
 from .metrics import Metrics
@@ -104,6 +105,8 @@ class Context:
     """Uploads that are about to be begun, by token; only of tokens with a limit."""
     batched: int = 0
     """Bytes of batches that have come in and are in memory."""
+    streams: dict[str, Push] = field(default_factory=dict[str, Push])
+    """Streams of deliveries by the ids that their readers know."""
     draining: bool = False
     """The server is stopping: it finishes what is under way and begins nothing new."""
 

@@ -15,6 +15,7 @@ class Counters:
     Attributes:
         open_uploads: requests that publish a message and are all lost if they are cut.
         open_downloads: requests that frames are sent to.
+        open_streams: requests that deliveries are sent to as they come.
         open_resumable: requests that add to a resumable upload; if they are cut, what came is kept.
     """
 
@@ -24,6 +25,7 @@ class Counters:
     open_uploads: int = 0
     open_downloads: int = 0
     open_resumable: int = 0
+    open_streams: int = 0
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sent(self, count: int) -> None:
@@ -51,6 +53,16 @@ class Counters:
             self._ended.set()
 
     @contextmanager
+    def stream(self) -> Generator[None]:
+        """A stream of deliveries, for as long as it is open."""
+        self.open_streams += 1
+        try:
+            yield
+        finally:
+            self.open_streams -= 1
+            self._ended.set()
+
+    @contextmanager
     def resumable(self) -> Generator[None]:
         """A part of a resumable upload, for as long as it is coming."""
         self.open_resumable += 1
@@ -60,7 +72,7 @@ class Counters:
             self.open_resumable -= 1
 
     async def idle(self) -> None:
-        """Until no upload and no download is open; resumable ones do not count: they go on elsewhere."""
-        while self.open_uploads or self.open_downloads:
+        """Until no upload, download or stream is open; resumable ones do not count: they go on elsewhere."""
+        while self.open_uploads or self.open_downloads or self.open_streams:
             self._ended.clear()
             await self._ended.wait()

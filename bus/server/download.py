@@ -11,11 +11,12 @@ from tensorbus.bus.broker.readers import Reader
 from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import Conflict, TensorbusError, TransferStalled
 
+from .body_socket import can_borrow
 from .context import context
 from .media import FRAMES
 from .problems import plain_problem
 from .ranges import NotModified, Partial, PreconditionFailed, Unsatisfiable, select
-from .sender import SocketSender, can_send
+from .sender import SocketSender
 from .transport_sender import TransportSender
 
 log = logging.getLogger("tensorbus.server")
@@ -115,6 +116,6 @@ async def _transmit(request: web.Request, response: web.StreamResponse, reader: 
 
 def _sender(request: web.Request, response: web.StreamResponse) -> SocketSender | TransportSender:
     here = context(request)
-    if can_send(request):
+    if can_borrow(request):
         return SocketSender(request, here.settings.idle_timeout, here.counters)
     return TransportSender(request, response, here.settings.idle_timeout, here.counters)

@@ -1,8 +1,9 @@
 """How a server stops: it finishes what is under way, and begins nothing new.
 
-New connections are no longer accepted, `/readyz` says so, long polls come back empty. Downloads, and uploads
-that would be lost, get ``shutdown_timeout`` seconds to end; resumable uploads are cut at once, because they
-are kept and go on after the restart. Workers may still settle what they hold.
+New connections are no longer accepted, `/readyz` says so, long polls come back empty, streams of
+deliveries end behind what was handed over. Downloads, and uploads that would be lost, get
+``shutdown_timeout`` seconds to end; resumable uploads are cut at once, because they are kept and go on after
+the restart. Workers may still settle what they hold.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ async def drain(here: Context, hurry: asyncio.Event) -> None:
     """Wait for what is under way: at most ``shutdown_timeout`` seconds, or until ``hurry`` is set."""
     here.draining = True
     here.waits.stop()
+    for stream in here.streams.values():
+        stream.end()
     counted = here.counters
-    if not counted.open_uploads and not counted.open_downloads:
+    if not counted.open_uploads and not counted.open_downloads and not counted.open_streams:
         return
     log.info(
-        "waiting up to %g s for %d uploads and %d downloads",
+        "waiting up to %g s for %d uploads and %d downloads, and for %d streams of deliveries to end",
         here.settings.shutdown_timeout,
         counted.open_uploads,
         counted.open_downloads,
+        counted.open_streams,
     )
     done = asyncio.create_task(counted.idle())
     hurried = asyncio.create_task(hurry.wait())

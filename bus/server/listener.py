@@ -8,10 +8,12 @@ import socket
 import ssl
 import sys
 
+from tensorbus.bus.pacing import unpace
 from tensorbus.errors import PortInUse
 
 from .limits import Gates
 from .settings import ServerSettings
+from .tls_connection import Handshakes
 
 BACKLOG = 512
 """Connections that may wait to be accepted."""
@@ -27,7 +29,7 @@ class Listener:
 
     def __init__(self, settings: ServerSettings, gates: Gates) -> None:
         self._socket = listening_socket(settings)
-        self._patience = settings.head_timeout
+        self._settings = settings
         self._gates = gates
         self._server: asyncio.Server | None = None
 
@@ -44,12 +46,10 @@ class Listener:
         """
         before = self._server
         self._server = await asyncio.get_running_loop().create_server(
-            self._gates,
+            self._gates if context is None else Handshakes(context, self._settings, self._gates),
             # The old server closes its own descriptor; the socket itself goes on listening.
             sock=self._socket.dup(),
-            ssl=context,
             backlog=BACKLOG,
-            ssl_handshake_timeout=None if context is None else self._patience,
         )
         if before is not None:
             before.close()
@@ -74,6 +74,8 @@ def listening_socket(settings: ServerSettings) -> socket.socket:
             f"cannot listen on {settings.host} port {settings.port}: {reason}; "
             "choose another with --port (0 lets the system choose)"
         ) from error
+    # Inherited by every connection, as is the time-out.
+    unpace(listening, listening.getsockname())
     if sys.platform == "linux":
         # Inherited by every connection: the kernel ends it when the peer takes nothing for so long. The
         # sender of frames looks for itself; this is for the answers that aiohttp writes.

@@ -155,6 +155,11 @@ def _states(snapshot: _Snapshot, counters: Counters) -> Iterator[Metric]:
         ("open_uploads", "Requests that publish and cannot be resumed.", counters.open_uploads),
         ("open_resumable_uploads", "Requests that add to a resumable upload.", counters.open_resumable),
         ("open_downloads", "Requests that are downloading.", counters.open_downloads),
+        (
+            "streaming_connections",
+            "Connections that deliveries are sent on as they come.",
+            counters.open_streams,
+        ),
         ("connections", "Open connections.", snapshot.connections),
         ("consumers", "Durable consumers.", stats.consumers),
         ("ack_pending", "Deliveries that are not settled.", stats.ack_pending),

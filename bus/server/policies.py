@@ -36,7 +36,8 @@ async def put(request: web.Request) -> web.Response:
             raise Forbidden("another policy has this name; choose one of your own")
         authorize(request, "admin", there.filter)
 
-    info, created = await here.finishing.run(here.broker.put_policy(name, config, check))
+    putting = here.broker.put_policy(name, config, check, lambda there: may(request, "subscribe", there))
+    info, created = await here.finishing.run(putting)
     return web.json_response(info.to_json(), status=201 if created else 200)
 
 

@@ -17,6 +17,8 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_exceptions import HTTPException
 
+from tensorbus.bus.pacing import unpace_connected
+
 from .limits import read_body
 from .logs import REQUEST_ID, enter_unreadable, request_id_of
 from .metrics import Metrics
@@ -39,6 +41,9 @@ class Protocol(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it."""
         self._metrics.connections += 1
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            unpace_connected(connection)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -5,7 +5,7 @@ number of publishers, and hand over each piece on the event loop. So once the he
 length has been parsed, aiohttp's transport is paused, what it had read is passed on, and the rest is received
 on a duplicate of the connection's descriptor: a thread receives into its one buffer, and checks and writes
 what is there, for as long as bytes flow. A silent publisher has no thread and no buffer; the loop waits for
-it.
+it. What is encrypted the same thread decrypts (`tls_connection`).
 
 aiohttp does not learn where the body ended, so the connection is of no use for another request.
 """
@@ -13,9 +13,7 @@ aiohttp does not learn where the body ended, so the connection is of no use for 
 from __future__ import annotations
 
 import asyncio
-import os
 import select
-import socket
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -26,6 +24,7 @@ from aiohttp import web
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
+from .body_socket import BodySocket, borrow, can_borrow
 from .context import context
 from .movers import MOVERS, Turn
 
@@ -40,14 +39,11 @@ _MOMENT = 1
 
 
 def can_receive(request: web.Request) -> bool:
-    """Whether the body can be received past aiohttp: it is large, of known length and not encrypted."""
-    transport = request.transport
+    """Whether the body can be received past aiohttp: it is large and of known length."""
     return (
         (request.content_length or 0) >= LARGE
         and "Transfer-Encoding" not in request.headers
-        and transport is not None
-        and transport.get_extra_info("sslcontext") is None
-        and transport.get_extra_info("socket") is not None
+        and can_borrow(request)
     )
 
 
@@ -94,13 +90,12 @@ class SocketReceiver:
     def __init__(self, request: web.Request, idle_timeout: float) -> None:
         self._request = request
         self._idle_timeout = idle_timeout
-        self._socket: socket.socket | None = None
+        self._socket: BodySocket | None = None
         self._poll = select.poll()
         self._ended = False
 
     async def __aenter__(self) -> Self:
-        self._socket = socket.socket(fileno=os.dup(self._pause().get_extra_info("socket").fileno()))
-        self._socket.setblocking(False)
+        self._socket = borrow(self._pause(), to_read=True)
         self._poll.register(self._socket, select.POLLIN)
         return self
 
@@ -168,7 +163,7 @@ class SocketReceiver:
             count += more
         return count
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> BodySocket:
         assert self._socket is not None, "use the receiver in `async with`"
         return self._socket
 

@@ -6,13 +6,14 @@ loop's own transport is not disturbed. A worker thread verifies what was stored 
 window, for as long as the reader takes it, and of a message that is being followed, for as long as there is
 more. A reader who stops reading holds no memory of this process, and no thread: the loop waits until the
 socket takes more.
+
+What is to be encrypted cannot stay in the kernel: it passes through the thread's buffer (`tls_connection`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import select
 import socket
 import struct
@@ -26,25 +27,17 @@ from aiohttp import web
 from tensorbus.bus.broker.readers import Reader
 from tensorbus.errors import StoreDamaged, TransferStalled
 
+from .body_socket import BodySocket, borrow
 from .movers import MOVERS, Turn
 
 _MAX_STEP = 4 << 20
 """Bytes a call: the kernel's largest socket buffer by default, so more would not be taken at once."""
-_MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 
 
 class Meter(Protocol):
     """Hears how many bytes went out."""
 
     def sent(self, count: int) -> None: ...
-
-
-def can_send(request: web.Request) -> bool:
-    """Whether the connection of ``request`` is a plain socket, which the kernel can write files to."""
-    transport = request.transport
-    if transport is None or transport.get_extra_info("sslcontext") is not None:
-        return False
-    return transport.get_extra_info("socket") is not None and hasattr(os, "sendfile")
 
 
 def _sendable(reader: Reader, position: int) -> int:
@@ -63,7 +56,7 @@ class SocketSender:
         self._request = request
         self._idle_timeout = idle_timeout
         self._meter = meter
-        self._socket: socket.socket | None = None
+        self._socket: BodySocket | None = None
         self._poll = select.poll()
         # Of a chunked body: what comes before the next bytes, and the end of the chunk that is under way.
         self._head = b""
@@ -75,8 +68,7 @@ class SocketSender:
         await self._request.writer.drain()
         if transport.get_write_buffer_size():
             raise ConnectionResetError("the connection closed before its body was sent")
-        self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        self._socket.setblocking(False)
+        self._socket = borrow(transport, to_read=False)
         self._poll.register(self._socket, select.POLLOUT)
         return self
 
@@ -107,6 +99,7 @@ class SocketSender:
                 await self._writable()
                 continue
             left = left[count:]
+        await self._flush()
 
     async def send_frames(self, reader: Reader, *, chunked: bool) -> None:
         """Send everything that ``reader`` gives; ``chunked`` says that it is of unknown length.
@@ -123,10 +116,12 @@ class SocketSender:
                 continue
             before = reader.position
             self._transport()
-            full = await MOVERS.run(partial(self._push, reader, reader.fd, chunked))
+            with self._open().alone():
+                full = await MOVERS.run(partial(self._push, reader, reader.fd, chunked))
             self._meter.sent(reader.position - before)
             if full:
                 await self._writable()
+            await self._flush()
         if chunked and self._until >= 0:
             await self.send(b"\r\n")
 
@@ -151,11 +146,12 @@ class SocketSender:
             position = reader.position
             try:
                 if self._head:
-                    self._head = self._head[target.send(self._head, _MSG_MORE) :]
+                    self._head = self._head[target.send(self._head, more=True) :]
                     continue
                 if position >= self._until:
                     until = _sendable(reader, position)
                     if until == position:
+                        target.flush()
                         if reader.end is None and reader.grown(position, turn.patience / 1000):
                             continue
                         return False
@@ -163,7 +159,8 @@ class SocketSender:
                         self._head = self._chunk_head(until - position)
                     self._until = until
                     continue
-                count = os.sendfile(target.fileno(), file, position, min(self._until - position, _MAX_STEP))
+                most = min(self._until - position, _MAX_STEP)
+                count = target.send_file(file, position, most, turn.buffer)
             except BlockingIOError:
                 if not self._poll.poll(turn.patience):
                     return True
@@ -172,6 +169,14 @@ class SocketSender:
                 raise StoreDamaged(f"the file of the message ends at byte {position}, before {self._until}")
             reader.advance(count)
         return False
+
+    async def _flush(self) -> None:
+        """See that what was sent is under way: while nothing more is there, nobody else would."""
+        while True:
+            try:
+                return self._open().flush()
+            except BlockingIOError:
+                await self._writable()
 
     async def _writable(self) -> None:
         """Wait until the kernel takes more bytes.
@@ -210,7 +215,7 @@ class SocketSender:
             return 0
         return struct.unpack("i", answer)[0]
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> BodySocket:
         if self._socket is None:
             raise RuntimeError("use the sender in `async with`")
         return self._socket

@@ -15,7 +15,20 @@ from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
 from tensorbus.errors import PortInUse
 
-from . import batch, consumers, dead, docs_page, messages, operations, policies, publish, scrub, tokens, tus
+from . import (
+    batch,
+    consumers,
+    dead,
+    docs_page,
+    messages,
+    operations,
+    policies,
+    publish,
+    scrub,
+    streams,
+    tokens,
+    tus,
+)
 from .access import access_middleware
 from .audit import audit_middleware
 from .bodies import expect_later
@@ -54,7 +67,7 @@ def build_app(
         ]
     )
     app[CONTEXT] = Context(broker, settings, token_file)
-    published = (publish, batch, tus, messages, consumers, dead)
+    published = (publish, batch, tus, messages, consumers, streams, dead)
     for part in (*published, policies, scrub, tokens, operations, docs_page):
         for route in part.routes:
             # Handlers answer `Expect: 100-continue` themselves, after their checks.

@@ -29,6 +29,8 @@ class ServerSettings:
     """Largest JSON body of a request."""
     max_wait: float = 60.0
     """Longest time in seconds that a request for deliveries is held open."""
+    max_stream: float = 3600.0
+    """Longest time in seconds that a stream of deliveries lasts; its reader then opens another."""
     shutdown_timeout: float = 5.0
     """Seconds that transfers in progress get to finish when the server is asked to stop."""
     read_buffer_bytes: int = 64 * 1024

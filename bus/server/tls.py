@@ -35,6 +35,8 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        # The server never has to read before it may write.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         try:
             # The callback keeps OpenSSL from asking for a password on the terminal.
             context.load_cert_chain(self.cert, self.key, password=lambda: "")

@@ -1,4 +1,4 @@
-"""Bytes of files onto a connection that the kernel cannot write them to: one that is encrypted."""
+"""Bytes onto a connection by way of aiohttp: what is made piece by piece, or for unknown connections."""
 
 from __future__ import annotations
 

@@ -105,14 +105,17 @@ class HandedOver:
     """What it got.
 
     Attributes:
-        again: the messages of ``HandOver.again``; None for one that is gone or damaged, and not noted.
+        again: the messages of ``HandOver.again``; None for one that is gone or damaged, and not noted. The
+            last ones may be missing: they fit no more, and are as they were.
         new: new messages, by seq, each noted as its first delivery.
         position: everything up to this seq has been handed over, or is not for this consumer.
+        complete: whether there is nothing behind it.
     """
 
     again: tuple[StoredMessage | None, ...]
     new: tuple[StoredMessage, ...]
     position: int
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ class Terms:
             messages make room for new ones has no such limits here.
         largest: the most bytes that its topic ever holds, whatever it removes for them.
         quota: what these limits are called, for the error.
+        replaces: the id of a damaged message that goes in the same transaction, and whose key passes on.
     """
 
     owner: str | None = None
@@ -175,6 +179,7 @@ class Terms:
     max_bytes: int | None = None
     largest: int | None = None
     quota: str = ""
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +365,8 @@ class Store(ABC):
         ``info`` has all but the seq. ``followers`` are deliveries handed out while it was open (their seq is
         filled in here). ``body`` are the frames of a small message, kept with its row; without it they are in
         its file, which must have been synced before. If its topic holds its key already, nothing is stored
-        and the first receipt returned, as a duplicate. Its row among the uploads goes, if it has one.
+        and the first receipt returned, as a duplicate; but see ``Terms.replaces``. Its row among the uploads
+        goes, if it has one.
 
         Raises:
             QuotaExceeded: ``terms`` leave no room; nothing is stored.
@@ -490,6 +496,10 @@ class Store(ABC):
     @abstractmethod
     async def topics_of(self, message_ids: Sequence[str]) -> dict[str, str]:
         """The topics of those of the messages that are there."""
+
+    @abstractmethod
+    async def settled_by(self, message_id: str) -> list[str]:
+        """The uids of all consumers that will not be handed a message (again)."""
 
     @abstractmethod
     async def settled_among(self, message_ids: Sequence[str], consumers: Sequence[str]) -> list[str]:

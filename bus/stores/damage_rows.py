@@ -45,6 +45,11 @@ def damaged(connection: Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT id, reason FROM damaged"))
 
 
+def is_damaged(connection: Connection, message_id: str) -> bool:
+    """Whether a message was noted as damaged."""
+    return connection.execute("SELECT 1 FROM damaged WHERE id = ?", (message_id,)).fetchone() is not None
+
+
 def add(found: Sequence[tuple[str, str]], when: float) -> Callable[[Connection], list[str]]:
     """Note that messages are damaged; which of them were there and not known to be."""
 
@@ -125,8 +130,14 @@ def known(ids: Sequence[str]) -> Callable[[Connection], set[str]]:
 
 
 def superseded(connection: Connection) -> list[str]:
-    """Uploads whose idempotency key is stored: they were given up when that could not be written down."""
-    rows = connection.execute("SELECT uploads.id FROM uploads JOIN keys USING (topic, key)")
+    """Uploads whose idempotency key is stored: they were given up when that could not be written down.
+
+    Not those that replace a damaged message.
+    """
+    rows = connection.execute(
+        "SELECT uploads.id FROM uploads JOIN keys USING (topic, key) "
+        "WHERE keys.id NOT IN (SELECT id FROM damaged)"
+    )
     return [row[0] for row in rows]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from sqlite3 import Connection
@@ -36,13 +35,11 @@ def take(wanted: HandOver, damaged: Container[str]) -> Callable[[Connection], Ha
 
     def operation(connection: Connection) -> HandedOver:
         inline = _Inline()
-        found = _by_id(connection, wanted, inline)
-        again = tuple(
-            None if delivery.message in damaged else found.get(delivery.message) for delivery in wanted.again
-        )
-        noted = [row for row, message in zip(wanted.again, again, strict=True) if message is not None]
+        again = _again(connection, wanted, inline, damaged)
+        noted = [row for row, message in zip(wanted.again, again, strict=False) if message is not None]
         new: list[StoredMessage] = []
-        position, more = wanted.position, wanted.limit > 0
+        # What is due again fills an answer by itself: new messages come with the next one.
+        position, more = wanted.position, wanted.limit > 0 and len(again) == len(wanted.again)
         while more and not new:
             # Again, where all that was found is passed over: the pull would wait though there is something.
             rows, position, more = _following(connection, wanted, position)
@@ -62,19 +59,29 @@ def take(wanted: HandOver, damaged: Container[str]) -> Callable[[Connection], Ha
             put_deliveries(connection, noted)
             if not advance(connection, wanted.consumer, position):
                 return HandedOver((None,) * len(again), (), wanted.position)  # it was deleted just now
-        return HandedOver(again, tuple(new), position)
+        looked = wanted.limit > 0 and len(again) == len(wanted.again) and not more
+        return HandedOver(again, tuple(new), position, looked and position >= last_seq(connection))
 
     return operation
 
 
-def _by_id(connection: Connection, wanted: HandOver, inline: _Inline) -> dict[str, StoredMessage]:
-    if not wanted.again:
-        return {}
-    rows: list[Row] = connection.execute(
-        f"SELECT {COLUMNS}, {_FRAMES} FROM messages WHERE id IN (SELECT value FROM json_each(?))",
-        (wanted.inline, json.dumps([delivery.message for delivery in wanted.again])),
-    ).fetchall()
-    return {row[1]: inline.message(row) for row in sorted(rows)}
+def _again(
+    connection: Connection, wanted: HandOver, inline: _Inline, damaged: Container[str]
+) -> tuple[StoredMessage | None, ...]:
+    """As many of the messages that are handed over once more, from the first on, as fit an answer."""
+    found: list[StoredMessage | None] = []
+    room = PAGE_BYTES
+    for delivery in wanted.again:
+        if room <= 0:
+            break
+        row: Row | None = None
+        if delivery.message not in damaged:
+            row = connection.execute(
+                f"SELECT {COLUMNS}, {_FRAMES} FROM messages WHERE id = ?", (wanted.inline, delivery.message)
+            ).fetchone()
+        found.append(None if row is None else inline.message(row))
+        room -= 0 if row is None else weight(row)
+    return tuple(found)
 
 
 def _following(connection: Connection, wanted: HandOver, position: int) -> tuple[list[Row], int, bool]:

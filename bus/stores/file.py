@@ -18,7 +18,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -282,9 +282,11 @@ class FileStore(Store):
             return listing(connection)
 
         outcome = await self._metadata.write(operation)
-        if isinstance(outcome, Receipt):
-            return outcome
-        raise outcome
+        if not isinstance(outcome, Receipt):
+            raise outcome
+        if terms.replaces is not None and outcome.id == info.id:
+            await self._forget([terms.replaces], [terms.replaces])
+        return outcome
 
     async def seal_all(self, listings: Sequence[Listing]) -> Sequence[Receipt | retention_rows.Refusal]:
         """List small messages with their frames."""
@@ -305,12 +307,15 @@ class FileStore(Store):
 
     async def _remove(self, operation: Callable[[sqlite3.Connection], retention_rows.Removed]) -> list[str]:
         removed = await self._metadata.write(operation)
+        await self._forget(removed, [message_id for message_id, has_file in removed.items() if has_file])
+        return list(removed)
+
+    async def _forget(self, removed: Iterable[str], files: Sequence[str]) -> None:
+        """Messages whose rows are gone, and their files."""
         for message_id in removed:
             self._damaged.pop(message_id, None)
-        files = [message_id for message_id, has_file in removed.items() if has_file]
         if files:
             await asyncio.to_thread(self._folder.remove_all, files)
-        return list(removed)
 
     async def bodies(self, message_ids: Sequence[str]) -> dict[str, bytes]:
         """Frames that are kept with the rows."""
@@ -421,6 +426,10 @@ class FileStore(Store):
     async def topics_of(self, message_ids: Sequence[str]) -> dict[str, str]:
         """The topics of messages."""
         return await self._metadata.read(retention_rows.topics_of(message_ids))
+
+    async def settled_by(self, message_id: str) -> list[str]:
+        """Those who are done with a message."""
+        return await self._metadata.read(retention_rows.settled_by(message_id))
 
     async def settled_among(self, message_ids: Sequence[str], consumers: Sequence[str]) -> list[str]:
         """Those of the messages that nobody waits for."""

@@ -62,6 +62,7 @@ class FrameFolder:
 
     def create(self, message_id: str) -> AppendOnlyFile:
         """An empty file. Raises StorageFull, StorageError."""
+        self.check_room(0)
         return self._writable(message_id, os.O_CREAT | os.O_EXCL)
 
     def reopen(self, message_id: str, size: int) -> AppendOnlyFile:
@@ -76,7 +77,6 @@ class FrameFolder:
 
     def _writable(self, message_id: str, flags: int) -> AppendOnlyFile:
         self.syncing.check_writable()
-        self.check_room(0)
         path = self._file(message_id)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o640)

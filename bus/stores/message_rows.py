@@ -14,6 +14,7 @@ from tensorbus.bus.topics import is_literal
 
 from .base import StoredDelivery, Terms
 from .consumer_rows import last_seq, put_deliveries
+from .damage_rows import is_damaged
 from .retention_rows import Refusal, over_terms
 
 COLUMNS = (
@@ -88,10 +89,13 @@ def seal(
     digest, sealed = info.digest, info.sealed
 
     def operation(connection: Connection) -> Receipt | Refusal:
-        if info.key is not None and (first := receipt(info.topic, info.key)(connection)) is not None:
+        first = None if info.key is None else receipt(info.topic, info.key)(connection)
+        if first is not None and (first.id != terms.replaces or not is_damaged(connection, first.id)):
             return first
         if (problem := over_terms(connection, info.topic, info.bytes, terms)) is not None:
             return problem
+        if first is not None:
+            connection.execute("DELETE FROM messages WHERE id = ?", (first.id,))
         values = (
             info.id,
             info.topic,
@@ -118,7 +122,7 @@ def seal(
         stored = Receipt(info.id, seq, info.topic, info.key, info.bytes, info.frames, digest)
         if info.key is not None:
             connection.execute(
-                f"INSERT INTO keys ({_KEY_COLUMNS}, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO keys ({_KEY_COLUMNS}, stored) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (info.id, seq, info.topic, info.key, info.bytes, info.frames, digest, sealed.timestamp()),
             )
         put_deliveries(connection, followers, seq)

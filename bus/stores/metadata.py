@@ -2,8 +2,10 @@
 
 Group commit. A transaction costs an fsync, whatever it holds. So the writing thread takes everything that
 waits for it, in the order in which it was given, runs it in one transaction, and lets all of them go when
-that is on the disk: the more there is to do at once, the less each costs. Reads go to a second connection,
-which sees the last commit and waits for no writer.
+that is on the disk: the more there is to do at once, the less each costs. A thread that has nothing to do is
+woken only after a few turns of the event loop: a message that is listed wakes those who wait for it, and so
+they are handed it by the same flush of the disk. Reads go to a second connection, which sees the last commit
+and waits for no writer.
 
 A commit appends to the write-ahead log. To bring the log's pages into the file takes longer than a commit and
 two more syncs, so a third thread does it with a connection of its own, while commits go on. The log begins
@@ -18,13 +20,14 @@ import errno
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from tensorbus.bus.topics import matches
 from tensorbus.errors import StorageError, StorageFull, StoreVersion, TensorbusError
@@ -38,6 +41,8 @@ VERSION = 2
 """``PRAGMA user_version`` of the files that this release writes."""
 
 _LARGEST_GROUP = 256
+_TURNS = 3
+"""Turns of the event loop in which changes gather before the writing thread is woken."""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SYNC_FAILED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 _TIDY_AFTER = 256
@@ -199,6 +204,8 @@ class Metadata:
         self._before_commit = before_commit
         self._syncing = syncing or Syncing()
         self._waiting: SimpleQueue[_Change[object] | None] = SimpleQueue()
+        self._gathered: deque[_Change[object]] = deque()
+        self._busy = False
         self._changes = 0
         self._changes_seen = 0
         self._tidy = threading.Event()
@@ -238,6 +245,7 @@ class Metadata:
         if self._writer is None or self._reader is None or self._tidier is None:
             return
         self._closed = True
+        self._hand_on()
         self._waiting.put(None)
         self._writer.join()
         late: list[_Change[object]] = []
@@ -267,9 +275,28 @@ class Metadata:
         """
         if self._closed:
             raise self._is_closed()
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Change(operation, outcome))  # pyright: ignore[reportArgumentType] # invariant
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[T] = loop.create_future()
+        change = cast("_Change[object]", _Change(operation, outcome))
+        if self._gathered:
+            self._gathered.append(change)
+        elif self._busy:
+            self._waiting.put(change)  # it looks there when it has done what it does
+        else:
+            self._gathered.append(change)
+            loop.call_soon(self._gather, loop, _TURNS)
         return await outcome
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
+        if turns > 1:
+            loop.call_soon(self._gather, loop, turns - 1)
+        else:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._waiting.put(self._gathered.popleft())
 
     def read_now(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """As ``read``, in the calling thread, while nobody else reads yet: for recovery. Blocks."""
@@ -378,7 +405,9 @@ class Metadata:
         stopping = False
         while not stopping:
             group: list[_Change[object]] = []
+            self._busy = not self._waiting.empty()
             change = self._waiting.get()
+            self._busy = True
             while change is not None:
                 if not change.outcome.cancelled():
                     group.append(change)

@@ -155,6 +155,21 @@ def settled_among(message_ids: Sequence[str], consumers: Sequence[str]) -> Calla
     return query
 
 
+def settled_by(message_id: str) -> Callable[[Connection], list[str]]:
+    """The consumers that will not be handed a message (again); see ``Store.settled_by``."""
+
+    def query(connection: Connection) -> list[str]:
+        rows = connection.execute(
+            "SELECT uid FROM messages CROSS JOIN consumers LEFT JOIN deliveries "
+            "ON deliveries.consumer = consumers.uid AND deliveries.message = messages.id "
+            "WHERE messages.id = ? AND coalesce(deliveries.settled, consumers.position >= messages.seq)",
+            (message_id,),
+        )
+        return [uid for (uid,) in rows]
+
+    return query
+
+
 Removed = dict[str, bool]
 """Ids of removed messages, and whether they have frame files."""
 

@@ -8,7 +8,7 @@
 #include <math.h>
 
 /* Changed when a signature changes; the loader refuses a library with another number. */
-TB_EXPORT int64_t tb_abi(void) { return 2; }
+TB_EXPORT int64_t tb_abi(void) { return 3; }
 
 static int isa_limit = TB_ISA_AVX512;
 

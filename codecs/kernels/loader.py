@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from tensorbus.errors import KernelsUnavailable
 
-ABI = 2
+ABI = 3
 """What ``tb_abi()`` in convert.c says; both are raised when a signature changes."""
 
 LIBRARY = Path(__file__).resolve().with_name("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")

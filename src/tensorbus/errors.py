@@ -47,6 +47,13 @@ class InvalidSpecification(TensorbusError, ValueError):
     slug = "invalid-specification"
 
 
+class MissingPackage(TensorbusError, ImportError):
+    """An optional package is needed for this, and not installed; the message says how to get it."""
+
+    status = 501
+    slug = "missing-package"
+
+
 class LimitExceeded(TensorbusError, ValueError):
     """A size or count that came from outside is over its limit."""
 
@@ -299,7 +306,7 @@ class Forbidden(Unauthorized):
 
 
 class TooManyRequests(BrokerBusy):
-    """The token has as many connections or open uploads as it may have; the same request succeeds later."""
+    """The token has as many connections, open uploads or consumers as it may have; it may succeed later."""
 
     status = 429
     slug = "too-many-requests"
@@ -313,6 +320,12 @@ class JobError(TensorbusError):
 
     status = 409
     slug = "job"
+
+
+class JobCancelled(JobError):
+    """Somebody has cancelled the job; its last model stays at the broker."""
+
+    slug = "job-cancelled"
 
 
 class RoundClosed(JobError):

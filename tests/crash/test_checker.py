@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,30 @@ DEAD = Event(
 STRICT = replace(GOOD[-1], most=2)
 
 
+LOST = [event for event in GOOD if (event.what, event.id) != ("found", "m1")]
+NEWER = [Event("stored", "p", 5, key=f"n{seq}", topic="t", id=f"n{seq}", seq=seq, size=0) for seq in (3, 4)]
+KEPT = [
+    event
+    for seq in (3, 4)
+    for event in (
+        Event("publish", "p", 4, key=f"n{seq}", topic="t", sha256="", size=0),
+        Event("found", "audit", 20, key=f"n{seq}", topic="t", id=f"n{seq}", seq=seq, sha256="", size=0),
+        Event("ack", "w", 16, id=f"n{seq}", consumer="c", attempt=1),
+    )
+]
+REFUSED = Event("refused", "p", 15, key="k3", topic="t")
+
+
+def policy(**config: object) -> Event:
+    """One of the topic."""
+    return Event("policy", "harness", 0, topic="t", text=json.dumps({"filter": "t", **config}))
+
+
+QUEUE = policy(retention="workqueue")
+EMPTIED = [event for event in GOOD if event.what != "found"]
+LIMIT = policy(max_messages=2)
+
+
 def promises(*events: Event) -> set[str]:
     """The promises that a history breaks."""
     return {violation.promise for violation in check(events)}
@@ -70,9 +95,33 @@ def test_an_intent_binds_nobody() -> None:
     assert promises(*gone, Event("delete", "p", 19, id="m1")) == set()
 
 
+def test_what_a_policy_removes_is_not_lost() -> None:
+    """Of a queue what was settled is gone, under limits what is older than all that is kept."""
+    assert promises(*EMPTIED, QUEUE, DEAD) == set()
+    assert promises(*EMPTIED, policy(retention="interest"), DEAD) == set()
+    # Perhaps the broker heard it, though its answer was lost.
+    unheard = [event for event in EMPTIED if event.what != "acked"]
+    assert promises(*unheard, QUEUE, DEAD) == set()
+    assert promises(*EMPTIED, *NEWER, *KEPT, LIMIT) == set()
+    assert promises(*GOOD, REFUSED) == set()
+
+
 @pytest.mark.parametrize(
     ("promise", "events"),
     [
+        ("no acknowledged message lost", [*EMPTIED, policy(max_messages=2)]),
+        ("no acknowledged message lost", [*LOST, *NEWER, *KEPT, policy(max_messages=4)]),
+        ("no acknowledged message lost", [*GOOD[:16], *GOOD[17:], *NEWER, *KEPT, LIMIT]),
+        ("no acknowledged message lost", [*EMPTIED, *NEWER, *KEPT, policy(max_messages=2, discard="new")]),
+        (
+            "no acknowledged message lost",
+            [*(event for event in EMPTIED if event.what not in ("ack", "acked")), QUEUE, DEAD],
+        ),
+        ("what everybody has settled is gone", [*GOOD, QUEUE, DEAD]),
+        ("no more than its policy says", [*GOOD, *NEWER, *KEPT, policy(max_messages=3)]),
+        ("a refused message becomes a dead letter", [*EMPTIED, QUEUE]),
+        ("a refusal is no acknowledgement", [*GOOD, REFUSED, replace(GOOD[15], key="k3", id="m3", seq=3)]),
+        ("a refusal is no acknowledgement", [*GOOD, REFUSED, replace(GOOD[1], key="k3", id="m3", seq=3)]),
         (
             "no acknowledged message lost",
             [event for event in GOOD if (event.what, event.id) != ("found", "m1")],

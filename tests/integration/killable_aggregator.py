@@ -3,7 +3,8 @@
     python killable_aggregator.py URL SPEC_JSON [EVENT NTH]
 
 At the NTH event of the name EVENT it sends itself SIGKILL, so nothing after that point happens: no finally
-block, no closing of connections. Every event is printed before. The last line is its memory, in bytes.
+block, no closing of connections. Every event is printed before. ``before-open``, ``after-close`` and the like
+are no events but the moments around the records that it publishes. The last line is its memory, in bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from tensorbus.aggregator.events import Event
 from tensorbus.aggregator.job import JobSpec
 from tensorbus.aggregator.worker import Aggregator
-from tensorbus.bus.client import Client
+from tensorbus.bus.client import Client, Receipt
 
 
 def memory(field: str) -> int:
@@ -41,17 +43,38 @@ class Listener:
         print(json.dumps(event.to_json()), flush=True)
         if event.name == "round" and not self.resting:
             self.resting = memory("VmRSS")
-        if event.name == self._fatal:
+        self.reached(event.name)
+
+    def reached(self, point: str) -> None:
+        """It is at this point."""
+        if point == self._fatal:
             self._left -= 1
             if not self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillableClient(Client):
+    """Tells of records before and after they are published."""
+
+    listener: Listener
+
+    async def publish(self, topic: str, container: object, *args: Any, **settings: Any) -> Receipt:
+        """As the real one."""
+        kind = (settings.get("headers") or {}).get("kind")
+        if topic.endswith(".rounds"):
+            self.listener.reached(f"before-{kind}")
+        receipt = await super().publish(topic, container, *args, **settings)
+        if topic.endswith(".rounds"):
+            self.listener.reached(f"after-{kind}")
+        return receipt
 
 
 async def main(url: str, spec: str, fatal: str | None = None, nth: str = "1") -> None:
     """Run the job; ``torch`` must not be needed for it."""
     sys.modules["torch"] = None  # type: ignore[assignment]  an import of it fails from here on
     listener = Listener(fatal, int(nth))
-    async with Client(url) as bus:
+    async with KillableClient(url) as bus:
+        bus.listener = listener
         await Aggregator(bus, JobSpec.from_json(spec), init=None, listener=listener).run()
     print(json.dumps({"resting": listener.resting, "peak": memory("VmHWM")}), flush=True)
 

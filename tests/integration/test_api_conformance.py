@@ -23,7 +23,7 @@ from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.stores.file import FileStore
 
 async def main(data):
-    settings = ServerSettings(port=0, max_wait=0.2, idle_timeout=5.0)
+    settings = ServerSettings(port=0, max_wait=0.2, max_stream=0.2, idle_timeout=5.0)
     async with Broker(FileStore(data)) as broker, Server(broker, settings, TokenFile(data)) as server:
         print(server.url, flush=True)
         await asyncio.Event().wait()

@@ -98,6 +98,10 @@ async def submit(bus: Client, site: str, values: Arrays) -> None:
         ("folded", 1, "between two updates"),
         ("folding", 10, "in the midst of the last update"),
         ("folded", 3, "after the fold"),
+        ("before-open", 1, "before it is on record that the round is open"),
+        ("after-open", 1, "after that"),
+        ("before-close", 1, "before it is on record of what the model is made"),
+        ("after-close", 1, "after that"),
         ("closing", 1, "before the model is published"),
         ("publishing", 2, "while the first model is published"),
         ("publishing", 6, "while the final model is published"),
@@ -116,6 +120,7 @@ async def test_a_killed_aggregator_comes_to_the_same_model_when_it_is_started_ag
     first = await start(bus, event, str(nth))
     async for told in events(first):
         if told["event"] == "round" and event != "round":
+            assert told["deadline"] == 600
             for site, values in updates.items():
                 await submit(bus, site, values)
     assert await first.wait() == -signal.SIGKILL, f"never killed {point}"

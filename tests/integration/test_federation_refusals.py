@@ -131,9 +131,9 @@ CASES: dict[str, tuple[Callable[[Client], object], str]] = {
     "NaN": (bad_value(np.nan), r"non-finite-values: .*'weight'"),
     "Inf": (bad_value(np.inf), r"non-finite-values: .*'weight'"),
     "overflow": (bad_value(3e38), r"non-finite-values: .*'weight'.* range of float32"),
-    "a missing tensor": (
-        lambda bus: submit(bus, "bad", {"bias": np.zeros(3, np.float32)}),
-        "manifest-mismatch: the update lacks 'weight'",
+    "a tensor too many": (
+        lambda bus: submit(bus, "bad", update(0) | {"more": np.zeros(3, np.float32)}),
+        "manifest-mismatch: the update has, unlike the model, 'more'",
     ),
     "another shape": (
         lambda bus: submit(
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Callable[[Client], object], str]] = {
         lambda bus: submit(bus, "bad", update(0), {"round": 2}),
         "round-closed: round 2 has not begun",
     ),
-    "plain bytes": (lambda bus: submit(bus, "bad", b"hello"), "the update lacks 'bias', 'weight'"),
+    "plain bytes": (lambda bus: submit(bus, "bad", b"hello"), "the update has, unlike the model, 'body'"),
     "a foreign message": (
         lambda bus: submit(bus, "bad", update(0), {"kind": "greeting"}),
         "invalid-request: ",
@@ -207,7 +207,7 @@ async def test_a_site_whose_update_was_refused_may_send_a_better_one_in_the_same
     run = asyncio.ensure_future(Aggregator(bus, SPEC, init=None, listener=watch).run())
     await watch.seen("round")
     task = await anext(Participant(bus, job="sft", site="a").rounds())
-    for refused, bad in enumerate(({"bias": np.zeros(3, np.float32)}, update(np.nan)), 1):
+    for refused, bad in enumerate(({"bias": np.zeros(4, np.float32)}, update(np.nan)), 1):
         assert await task.submit(bad, num_examples=10)
         await watch.seen("refused", times=refused)
     good = await task.submit(update(4), num_examples=10)

@@ -136,6 +136,7 @@ async def test_every_route_is_public_or_refuses(place: Place, tmp_path: Path) ->
             id=ids.get("/".join(route.split("/")[:3]), message),
             name="body" if "/items/" in route else "c",
             token=delivery,
+            stream="0" * 32,
             file="swagger-ui.css",
         )
         example = BODIES.get((method, route), {"json": {}} if method in ("POST", "PUT") else {})

@@ -1,18 +1,21 @@
-"""Bodies that threads move past the HTTP library: whole, in order, and given up cleanly."""
+"""Bodies that threads move past the HTTP library, clear or encrypted: whole, in order, and given up well."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import trustme
 
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.server.movers import THREADS
+from tensorbus.bus.server.tls import TlsFiles
 from tensorbus.bus.testing import running_broker
 from tensorbus.streaming.raw import RawEncoder
 
@@ -33,11 +36,25 @@ def message(size: int) -> bytes:
 BODY = message(5 * MIB)
 
 
-@pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
+AUTHORITY = trustme.CA()
+TRUST = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
+
+
+@pytest.fixture(params=["http", "https"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The address of a broker of its own."""
-    async with running_broker(tmp_path, settings=ServerSettings(idle_timeout=5.0)) as address:
+    tls = None
+    if request.param == "https":
+        tls = TlsFiles(tmp_path / "own.pem")
+        AUTHORITY.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tls.cert))
+    settings = ServerSettings(idle_timeout=5.0, tls=tls)
+    async with running_broker(tmp_path / "data", settings=settings) as address:
         yield address
+
+
+def session(url: str) -> aiohttp.ClientSession:
+    """A client that knows the broker's certificate."""
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(ssl=TRUST))
 
 
 async def connect(url: str, room: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -49,7 +66,11 @@ async def connect(url: str, room: int | None = None) -> tuple[asyncio.StreamRead
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, (address.hostname, address.port))
-    return await asyncio.open_connection(sock=connection, limit=1 << 16)
+    if address.scheme == "http":
+        return await asyncio.open_connection(sock=connection, limit=1 << 16)
+    return await asyncio.open_connection(
+        sock=connection, limit=1 << 16, ssl=TRUST, server_hostname=address.hostname
+    )
 
 
 def posting(length: int) -> bytes:
@@ -61,7 +82,7 @@ def posting(length: int) -> bytes:
 async def published(url: str) -> str:
     """The id of a message that is stored."""
     async with (
-        aiohttp.ClientSession(url) as http,
+        session(url) as http,
         http.post(POST, data=BODY, headers={"Content-Type": FRAMES}) as answer,
     ):
         return (await answer.json())["id"]
@@ -69,7 +90,7 @@ async def published(url: str) -> str:
 
 async def fetched(url: str, message_id: str) -> bytes:
     """A message's body."""
-    async with aiohttp.ClientSession(url) as http, http.get(f"/v1/messages/{message_id}/frames") as answer:
+    async with session(url) as http, http.get(f"/v1/messages/{message_id}/frames") as answer:
         return await answer.read()
 
 
@@ -141,7 +162,7 @@ async def test_a_followed_message_comes_in_whole_chunks(url: str) -> None:
     up, sender = await connect(url)
     sender.write(posting(len(BODY)) + BODY[: MIB + 1000])
     await sender.drain()
-    async with aiohttp.ClientSession(url) as http:
+    async with session(url) as http:
         found: list[dict[str, str]] = []
         while not found:
             async with http.get("/v1/messages", params={"state": "open"}) as answer:
@@ -178,7 +199,7 @@ async def test_a_message_deleted_under_its_upload_is_gone(url: str, tmp_path: Pa
     reader, writer = await connect(url)
     writer.write(posting(len(BODY)) + BODY[: 3 * MIB])
     await writer.drain()
-    async with aiohttp.ClientSession(url) as http:
+    async with session(url) as http:
         found: list[dict[str, str]] = []
         while not found:
             async with http.get("/v1/messages", params={"state": "open"}) as answer:
@@ -188,4 +209,4 @@ async def test_a_message_deleted_under_its_upload_is_gone(url: str, tmp_path: Pa
     writer.write(BODY[3 * MIB :])
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 4")
     writer.close()
-    assert list((tmp_path / "frames").iterdir()) == []
+    assert list((tmp_path / "data" / "frames").iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -379,6 +380,25 @@ async def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> Non
         await broker.sweep()
         assert broker.upload(kept.id) is None
     assert files(tmp_path) == []
+
+
+async def test_what_somebody_writes_to_is_put_off_before_it_ends(tmp_path: Path) -> None:
+    """A crash amid a turn that began shortly before the end of its time costs nothing that was there."""
+    clock, path = VirtualClock(), tmp_path / "after"
+    async with Broker(FileStore(tmp_path / "before"), SETTINGS, clock) as broker:
+        upload = await created(broker)
+        await add(upload, BODY[:100_000])
+        clock.now += 99
+        async with upload.turn(nothing):
+            shutil.copytree(tmp_path / "before", path)
+    clock.now += 2
+    async with Broker(FileStore(path), SETTINGS, clock) as broker:
+        await broker.sweep()
+        found = broker.upload(upload.id)
+        assert found is not None
+        await found.touch()
+        assert found.offset == sum(map(len, FRAMES[:2]))
+        await end(found, BODY[found.offset :])
 
 
 async def test_a_deleted_upload_is_gone_for_good(tmp_path: Path) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorbus.aggregator.headers import UpdateHeaders
+from tensorbus.aggregator.headers import DeclineHeaders, UpdateHeaders
 from tensorbus.aggregator.job import JobSpec
-from tensorbus.aggregator.rounds import Round, Verdict
+from tensorbus.aggregator.rounds import Before, Round, Verdict
 
 SITES = ("a", "b", "c")
 
 
-def make_round(*, sites: int = 3, quorum: int = 2, deadline: float = 60.0, opened: float = 1000.0) -> Round:
-    """Round 2 of 5."""
-    spec = JobSpec(job="sft", sites=sites, rounds=5, quorum=quorum, deadline=deadline)
-    return Round(spec, number=2, opened=opened)
+def make_round(number: int = 2, before: Before | None = None, oldest: int = 1, **change: Any) -> Round:
+    """Round 2 of 5, which began at 1000 s."""
+    settings: dict[str, Any] = {"sites": 3, "rounds": 5, "quorum": 2, "deadline": 60.0} | change
+    return Round(JobSpec(job="sft", **settings), number, 1000.0, before or Before(), oldest)
 
 
 def update(site: str, number: int = 2, num_examples: float = 10, **metrics: float) -> UpdateHeaders:
@@ -42,6 +43,8 @@ def test_a_quorum_is_enough_from_the_deadline_on_and_not_before() -> None:
     round_.accept("2", update("b"))
     assert not round_.closes(1059.9)
     assert round_.closes(1060.0)
+    assert [entry.headers.site for entry in round_.close(1060.0)] == ["a", "b"]
+    assert not round_.closes(1060.0)
 
 
 def test_without_a_quorum_the_round_waits_on_and_closes_with_the_update_that_completes_it() -> None:
@@ -89,34 +92,214 @@ def test_metrics_are_weighted_by_examples_over_the_sites_that_told_them() -> Non
     round_.accept("2", update("b", num_examples=10, loss=2.0, accuracy=0.5))
     round_.accept("3", update("c", num_examples=99, loss=math.nan))
     assert round_.metrics() == {"loss": pytest.approx(1.25), "accuracy": pytest.approx(0.5)}
-    assert round_.weight == 139
+    assert round_.examples == 139
+
+
+def test_a_share_of_the_sites_is_a_quorum_too() -> None:
+    """80 % of five sites are four; of seven, six."""
+    for sites, enough in ((5, 4), (7, 6), (1, 1)):
+        round_ = make_round(sites=sites, quorum="80%")
+        assert round_.enough == enough
+        for site in range(enough):
+            assert not round_.closes(2000.0)
+            round_.accept(str(site), update(f"s{site}"))
+        assert round_.closes(2000.0)
+
+
+def test_a_site_that_declines_or_leaves_is_not_waited_for() -> None:
+    """Of three sites one sits the round out: the two others close it, without a deadline."""
+    for leaves in (False, True):
+        round_ = make_round()
+        assert round_.decline(DeclineHeaders("c", 2, leaves))
+        assert not round_.decline(DeclineHeaders("c", 2, leaves))
+        round_.accept("1", update("a"))
+        assert not round_.closes(1000.0)
+        round_.accept("2", update("b"))
+        assert round_.closes(1000.0)
+        assert round_.left == ({"c"} if leaves else set())
+
+
+def test_a_quorum_that_is_a_count_holds_whoever_declines_and_a_share_is_of_those_that_do_not() -> None:
+    """So a round of a fixed quorum may have to wait for somebody to change their mind."""
+    counted, shared = make_round(quorum=2), make_round(quorum="100%")
+    for round_ in (counted, shared):
+        round_.decline(DeclineHeaders("b", 2))
+        round_.decline(DeclineHeaders("c", 2))
+        round_.accept("1", update("a"))
+    assert shared.closes(1000.0)
+    assert not counted.closes(9000.0)
+    counted.accept("2", update("b"))  # it did after all
+    assert counted.closes(1000.0)
+
+
+def test_a_round_that_everybody_declines_waits_for_anybody() -> None:
+    """No model is made of nothing."""
+    round_ = make_round(quorum="50%")
+    for site in SITES:
+        round_.decline(DeclineHeaders(site, 2))
+    assert not round_.closes(9000.0)
+    round_.accept("1", update("d"))
+    assert round_.closes(1000.0)
+
+
+def test_a_site_that_left_is_missed_in_later_rounds_too_until_it_sends_something() -> None:
+    """What earlier rounds know is passed on."""
+    round_ = make_round(before=Before(sites={"a", "b", "c"}, left={"c"}))
+    assert round_.expected == 2
+    round_.accept("1", update("c"))
+    assert round_.expected == 3
+    assert round_.left == set()
+
+
+def test_where_there_are_more_sites_than_are_needed_others_step_in_for_one_that_declines() -> None:
+    """Three are needed and four are known: one may decline, and three are waited for still."""
+    round_ = make_round(before=Before(sites={"a", "b", "c", "d"}))
+    round_.decline(DeclineHeaders("a", 2))
+    assert round_.expected == 3
+    round_.decline(DeclineHeaders("b", 2))
+    assert round_.expected == 2
+
+
+def test_words_of_other_rounds_say_nothing_but_that_a_site_has_left() -> None:
+    """A decline is of one round; leaving is for good."""
+    round_ = make_round()
+    assert not round_.decline(DeclineHeaders("a", 1))
+    assert not round_.decline(DeclineHeaders("a", 3, leaves=True))
+    assert round_.decline(DeclineHeaders("a", 1, leaves=True))
+
+
+def test_a_late_update_counts_less_and_only_if_its_model_is_still_there() -> None:
+    """(1 + d) to the power of -alpha, for a site that is d rounds behind; up to ``staleness`` rounds."""
+    round_ = make_round(number=5, oldest=2, staleness=3, alpha=0.5)
+    assert round_.judge("1", update("a", 1)) is Verdict.LATE
+    assert round_.weight_of(update("a", 5, 8)) == 8
+    assert round_.weight_of(update("a", 2, 8)) == 4
+    assert round_.accept("1", update("a", 2, 8)).weight == 4
+    assert round_.accept("2", update("a", 5, 8)).weight == 8  # its update of this round counts as well
+    assert (round_.count, round_.weight, round_.behind) == (1, 12, [3, 0])
+    assert make_round(number=5, oldest=3, staleness=3).judge("1", update("a", 2)) is Verdict.LATE
+
+
+def test_what_went_into_an_earlier_model_is_not_counted_again() -> None:
+    """The very message is known; another one of the same site and version is a duplicate."""
+    before = Before(messages={"1"}, answers={("a", 1)})
+    round_ = make_round(before=before, staleness=1)
+    assert round_.judge("1", update("a", 1)) is Verdict.COUNTED
+    assert round_.judge("2", update("a", 1)) is Verdict.DUPLICATE
+    assert round_.judge("3", update("b", 1)) is Verdict.FOLD
+
+
+def test_a_buffered_round_closes_with_so_many_updates_whoever_they_are_from() -> None:
+    """FedBuff: one site may be in with several versions."""
+    round_ = make_round(number=3, mode="buffered", buffer=3, staleness=2)
+    for message, version in (("1", 1), ("2", 2), ("3", 3)):
+        assert not round_.closes(1000.0)
+        round_.accept(message, update("a", version))
+    assert round_.closes(1000.0)
+    assert round_.judge("4", update("a", 2)) is Verdict.DUPLICATE
+
+
+def test_a_site_that_was_not_drawn_does_not_count() -> None:
+    """About half of a thousand sites are drawn, others in each round, and everybody agrees on who."""
+    drawn = {
+        number: {
+            f"s{site}"
+            for site in range(1000)
+            if make_round(number, select=0.5).judge(str(site), update(f"s{site}", number)) is Verdict.FOLD
+        }
+        for number in (2, 3)
+    }
+    assert all(400 < len(sites) < 600 for sites in drawn.values())
+    assert 150 < len(drawn[2] & drawn[3]) < 350
+    one = next(iter(set(map("s{}".format, range(1000))) - drawn[2]))
+    assert make_round(select=0.5).judge("1", update(one)) is Verdict.UNSELECTED
+
+
+def test_a_paused_round_does_not_close_and_its_deadline_moves_on() -> None:
+    """All are in, and it waits; with 20 s to go before the pause there are 20 s to go after it."""
+    round_ = make_round()
+    for site in SITES[:2]:
+        round_.accept(site, update(site))
+    round_.pause(1040.0)
+    round_.pause(1050.0)
+    assert not round_.closes(9000.0)
+    assert round_.patience(1050.0) is None
+    round_.resume(5000.0)
+    assert not round_.closes(5019.0)
+    assert round_.patience(5000.0) == 20.0
+    assert round_.closes(5020.0)
+
+
+def test_a_round_that_lost_an_update_after_it_closed_is_open_again() -> None:
+    """The reducer could not use it; somebody else may step in."""
+    round_ = make_round()
+    for site in SITES:
+        round_.accept(site, update(site))
+    round_.close(1000.0)
+    with pytest.raises(ValueError, match="cannot be accepted"):
+        round_.accept("4", update("d"))
+    round_.drop("b")
+    assert not round_.closes(1000.0)
+    round_.accept("9", update("b"))
+    assert [entry.message for entry in round_.close(1000.0)] == ["a", "c", "9"]
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from(("a", "b", "c", "d")),
+        st.integers(min_value=1, max_value=4),
+        st.sampled_from(("m1", "m2", "decline", "leave", "pause", "resume", "drop")),
+        st.floats(min_value=0, max_value=20),
+    ),
+    max_size=40,
+)
 
 
 @given(
-    arrivals=st.lists(
-        st.tuples(
-            st.sampled_from(("a", "b", "c", "d")),
-            st.integers(min_value=1, max_value=3),
-            st.sampled_from(("m1", "m2")),
-            st.floats(min_value=0, max_value=20),
-        ),
-        max_size=30,
-    )
+    arrivals=ARRIVALS,
+    quorum=st.sampled_from((1, 2, 3, "50%", "100%")),
+    staleness=st.integers(min_value=0, max_value=2),
+    buffer=st.sampled_from((None, 3)),
 )
-def test_whatever_arrives_each_site_counts_at_most_once_and_a_closed_round_has_its_quorum(
-    arrivals: list[tuple[str, int, str, float]],
+def test_whatever_happens_a_round_closes_once_with_its_quorum_and_each_answer_counted_once(
+    arrivals: list[tuple[str, int, str, float]], quorum: int | str, staleness: int, buffer: int | None
 ) -> None:
-    """For any sequence of deliveries: redelivered, doubled, late, early."""
-    round_ = make_round(quorum=2, deadline=60)
+    """Redelivered, doubled, late, early, declined, left, paused and dropped, at any times."""
+    mode = "sync" if buffer is None else "buffered"
+    before = Before(messages={"b-2-m1"}, answers={("b", 2)}, sites={"b"})
+    round_ = make_round(3, before, quorum=quorum, staleness=staleness, mode=mode, buffer=buffer, deadline=60)
     now = 1000.0
-    first: dict[str, str] = {}
-    for site, number, suffix, pause in arrivals:
+    first: dict[tuple[str, int], str] = {}
+    closed: list[str] = []
+    for site, number, what, pause in arrivals:
         now += pause
-        message = f"{site}-{number}-{suffix}"
-        if round_.judge(message, update(site, number)) is Verdict.FOLD:
-            round_.accept(message, update(site, number))
-            first.setdefault(site, message)
-    assert {site: entry.message for site, entry in round_.accepted.items()} == first
+        message = f"{site}-{number}-{what}"
+        match what:
+            case "decline" | "leave":
+                round_.decline(DeclineHeaders(site, number, what == "leave"))
+            case "pause":
+                round_.pause(now)
+            case "resume":
+                round_.resume(now)
+            case "drop":
+                if (site, number) in first and not round_.closed:
+                    round_.drop(first.pop((site, number)))
+            case _:
+                if round_.judge(message, update(site, number)) is Verdict.FOLD and not round_.closed:
+                    round_.accept(message, update(site, number))
+                    first[site, number] = message
+        if round_.closes(now):
+            assert not round_.paused
+            roster = round_.close(now)
+            closed.append(what)
+            sites = {entry.headers.site for entry in roster}
+            counted = len(roster) if buffer else len(sites)
+            assert counted >= (quorum if isinstance(quorum, int) else 1)
+            away = round_.declined | round_.left
+            if now < round_.opened + 60 and isinstance(quorum, int):
+                assert counted >= max(quorum, 3 if buffer else 3 - len(away))
+    assert len(closed) <= 1
+    assert {key: entry.message for key, entry in round_.accepted.items()} == first
     assert list(round_.accepted) == list(first)
-    if round_.closes(now):
-        assert len(first) >= (2 if now >= 1060 else 3)
+    assert all(3 - staleness <= number <= 3 for _, number in first)
+    assert ("b", 2) not in first

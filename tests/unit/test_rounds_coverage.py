@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorbus.aggregator.coverage import MAX_PIECES, Coverage
+from tensorbus.aggregator.coverage import CURRENT, MAX_BASES, MAX_PIECES, Coverage, Weights
 from tensorbus.errors import LimitExceeded
 
 LENGTH = 60
@@ -50,7 +52,7 @@ def test_every_element_has_the_weight_of_the_updates_that_are_changes_there(
         for start, end, weight in coverage.pieces("w", at, stop):
             assert at <= start < end <= stop
             for place in range(start, end):
-                got[place] += weight
+                got[place] += float(weight)
         at = stop
     assert got == expected
     assert bool(coverage) == any(expected)
@@ -66,9 +68,45 @@ def test_what_is_a_change_everywhere_is_one_piece() -> None:
         coverage.end_update()
     assert list(coverage.pieces("w", 0, 1000)) == [(0, 1000, 0.1 + 0.2 + 0.7)]
     assert list(coverage.pieces("w", 300, 400)) == [(300, 400, 0.1 + 0.2 + 0.7)]
-    coverage.clear()
-    assert not coverage
-    assert list(coverage.pieces("w", 0, 1000)) == []
+    assert list(coverage.pieces("w")) == [(0, 1000, 0.1 + 0.2 + 0.7)]
+
+
+def test_exact_weights_are_the_same_in_any_order() -> None:
+    """Floats are not; so a deterministic job counts in fractions, and its shares are rounded once."""
+    parts = [(0.1, 0, 60), (1e17, 10, 50), (1 / 3, 0, 30), (-1e17, 10, 50), (0.7, 5, 60)]
+    found: list[list[tuple[int, int, float]]] = []
+    for order in (parts, parts[::-1], sorted(parts)):
+        weights = Weights(exact=True)
+        for weight, start, stop in order:
+            number = weights.number(weight)
+            weights.count(["w"], abs(number))
+            weights.cover(CURRENT, "w", start, stop, number)
+            weights.end_update()
+        found.append(
+            [(at, at + 1, share) for at in range(60) for _, _, share in weights.shares("w", at, at + 1)]
+        )
+    assert found[0] == found[1] == found[2]
+    exact = (Fraction(0.1) + Fraction(1 / 3)) / sum(abs(Fraction(weight)) for weight, _, _ in parts)
+    assert found[0][0] == (0, 1, float(exact))
+
+
+def test_what_cancels_out_is_not_read() -> None:
+    """An earlier model that goes in with no weight need not be there."""
+    weights = Weights()
+    for weight in (2.5, -2.5):
+        weights.cover("message:x", "w", 0, 10, weight)
+        weights.end_update()
+    assert weights.late() == []
+    assert weights.pieces("message:x", "w", 0, 10) == []
+
+
+def test_changes_from_too_many_models_are_refused() -> None:
+    """Each is one more that has to be kept, and read."""
+    weights = Weights()
+    for number in range(MAX_BASES + 1):
+        weights.cover(f"message:{number}", "w", 0, 10, 1.0)
+    with pytest.raises(LimitExceeded, match=str(MAX_BASES)):
+        weights.cover("message:x", "w", 0, 10, 1.0)
 
 
 def test_an_update_in_crumbs_is_refused() -> None:

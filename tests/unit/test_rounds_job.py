@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from tensorbus.aggregator.headers import MAX_EXAMPLES, ModelHeaders, UpdateHeaders
+from tensorbus.aggregator.headers import (
+    MAX_EXAMPLES,
+    DeclineHeaders,
+    ModelHeaders,
+    UpdateHeaders,
+    parse_answer,
+)
 from tensorbus.aggregator.job import (
     JobSpec,
     check_name,
@@ -27,7 +33,17 @@ SPEC: dict[str, Any] = {"job": "sft", "sites": 3, "rounds": 5, "quorum": 2, "dea
 
 def test_a_specification_survives_the_way_through_a_header() -> None:
     """What the aggregator decides is what a site reads, pipelines included."""
-    spec = JobSpec(**SPEC, down={"quantizer": {"name": "none"}, "keep": ["*norm*"]})
+    spec = JobSpec(
+        **SPEC | {"quorum": "80%"},
+        down={"quantizer": {"name": "none"}, "keep": ["*norm*"]},
+        reducer="trimmed:0.1 | fedadam:lr=0.01",
+        mode="buffered",
+        buffer=4,
+        staleness=3,
+        alpha=0.25,
+        select=0.1,
+        deterministic=True,
+    )
     headers = check_headers(ModelHeaders(6, True, spec).to_headers())
     assert ModelHeaders.parse("sft", headers) == ModelHeaders(6, True, spec)
     assert JobSpec.from_json(spec.to_json()) == spec
@@ -45,6 +61,23 @@ def test_a_specification_survives_the_way_through_a_header() -> None:
         ({"deadline": math.nan}, "deadline"),
         ({"deadline": math.inf}, "deadline"),
         ({"deadline": "60"}, "deadline"),
+        ({"quorum": "80"}, "quorum '80' is no share"),
+        ({"quorum": "0%"}, "quorum"),
+        ({"quorum": "101%"}, "quorum"),
+        ({"quorum": "1e9%"}, "quorum"),
+        ({"quorum": 2.0}, "quorum"),
+        ({"mode": "both"}, "mode"),
+        ({"mode": "buffered"}, "buffer"),
+        ({"buffer": 2}, "buffer"),
+        ({"mode": "buffered", "buffer": 1}, "no round could close"),
+        ({"staleness": -1}, "staleness"),
+        ({"staleness": 1.5}, "staleness"),
+        ({"alpha": -0.1}, "alpha"),
+        ({"alpha": math.nan}, "alpha"),
+        ({"select": 0}, "select"),
+        ({"select": 1.1}, "select"),
+        ({"deterministic": 1}, "deterministic"),
+        ({"reducer": 5}, "reducer"),
         ({"job": "a.b"}, "job"),
         ({"job": "x" * 32}, "job"),
         ({"down": {"quantizer": {"name": "no-such-codec"}}}, "no-such-codec"),
@@ -58,6 +91,13 @@ def test_a_specification_that_could_not_work_is_refused_with_the_reason(
     """It comes from another machine, so each entry is checked."""
     with pytest.raises(TensorbusError, match=why):
         JobSpec.from_json(SPEC | change)
+
+
+def test_a_specification_of_an_older_release_has_rounds_of_all_sites() -> None:
+    """What is new has a default that changes nothing."""
+    spec = JobSpec.from_json(json.dumps(SPEC))
+    assert (spec.mode, spec.staleness, spec.select, spec.reducer) == ("sync", 0, 1.0, "mean")
+    assert (spec.full, spec.enough, spec.kept) == (3, 2, 1)
 
 
 @pytest.mark.parametrize("value", ["{", "[]", "null", 5, None, json.dumps({"job": "sft"})])
@@ -147,6 +187,25 @@ def test_update_headers_that_make_no_sense_are_refused(change: dict[str, object]
     """Each is a TensorbusError with a reason, whatever was sent."""
     with pytest.raises((InvalidRequest, InvalidName)):
         UpdateHeaders.parse("sft", headers(**change))
+
+
+def test_a_word_of_a_site_survives_the_way_through_its_headers_and_is_told_from_an_update() -> None:
+    """Both lie on one topic."""
+    word = DeclineHeaders("a", 3, leaves=True, reason="no power")
+    assert parse_answer("sft", check_headers(word.to_headers("sft"))) == word
+    sent = UpdateHeaders("a", 3, 812)
+    assert parse_answer("sft", check_headers(sent.to_headers("sft"))) == sent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"leaves": 1}, {"leaves": None}, {"reason": 5}, {"reason": "x" * 501}, {"round": 0}, {"site": "/"}],
+)
+def test_a_word_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
+    """Each is a TensorbusError with a reason."""
+    good = DeclineHeaders("a", 1).to_headers("sft")
+    with pytest.raises((InvalidRequest, InvalidName)):
+        parse_answer("sft", good | change)
 
 
 @pytest.mark.parametrize(

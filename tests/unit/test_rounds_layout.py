@@ -53,7 +53,6 @@ def test_partial_views_of_a_tensor_match_whatever_the_tensor_is_called() -> None
 @pytest.mark.parametrize(
     ("update", "why"),
     [
-        ([tensor("embed"), twin("head", "embed")], "the update lacks 'norm'"),
         ([*MODEL.specs, tensor("lora")], "has, unlike the model, 'lora'"),
         (
             [tensor("embed"), tensor("norm", (5,)), twin("head", "embed")],
@@ -68,13 +67,45 @@ def test_partial_views_of_a_tensor_match_whatever_the_tensor_is_called() -> None
             [tensor("embed"), ItemSpec("norm", dtype("uint8"), (4,), "bytes"), twin("head", "embed")],
             "but bytes in",
         ),
-        ([], "lacks 'embed', 'norm', 'head'"),
+        ([], "the update has no tensor"),
     ],
 )
 def test_an_update_of_another_layout_is_refused_with_the_difference(update: list[ItemSpec], why: str) -> None:
     """Whoever runs the site reads what to change."""
     with pytest.raises(ManifestMismatch, match=re.escape(why)):
         MODEL.match(update)
+
+
+def test_an_update_may_have_a_part_of_the_tensors() -> None:
+    """Adapters, or only what changed; either name of a tied tensor stands for it."""
+    assert MODEL.match([tensor("norm", (4,))]) == {"norm": "norm"}
+    assert MODEL.match([tensor("head")]) == {"head": "embed"}
+    assert MODEL.match([tensor("head"), twin("embed", "head")]) == {"head": "embed"}
+
+
+def test_an_update_has_to_send_the_whole_of_what_a_tensor_is_a_part_of() -> None:
+    """A piece of a fused weight alone says nothing of the rest, with which it is summed."""
+    front, back = View("fused", 0, (3, 1)), View("fused", 6, (3, 1))
+    model = Layout.of([tensor("fused"), tensor("q", (2, 3), view=front), tensor("k", (2, 3), view=back)])
+    assert model.match([tensor("fused"), tensor("q", (2, 3), view=front)]) == {"fused": "fused"}
+    with pytest.raises(ManifestMismatch, match="'q' is a part of 'fused'"):
+        model.match([tensor("q", (2, 3))])
+    with pytest.raises(ManifestMismatch, match="'k' lies in 'fused' at 6"):
+        model.match([tensor("k", (2, 3))])
+
+
+def test_what_is_apart_in_the_model_may_not_be_tied_in_an_update() -> None:
+    """One of the two would be lost."""
+    model = Layout.of([tensor("embed"), tensor("head")])
+    with pytest.raises(ManifestMismatch, match="'head' lies in 'head'"):
+        model.match([tensor("embed"), twin("head", "embed")])
+
+
+def test_scalars_alone_are_no_update() -> None:
+    """There is nothing that could be averaged."""
+    model = Layout.of([tensor("w"), ItemSpec("step", dtype("uint8"), (1,), "scalar")])
+    with pytest.raises(ManifestMismatch, match="no tensor"):
+        model.match([ItemSpec("step", dtype("uint8"), (1,), "scalar")])
 
 
 def test_many_differences_make_a_short_message() -> None:
@@ -86,7 +117,7 @@ def test_many_differences_make_a_short_message() -> None:
 
 def test_scalars_agree_whatever_their_size_but_not_beyond_the_limit() -> None:
     """They are kept beside the accumulator, so their memory is bounded."""
-    model = Layout.of([ItemSpec("step", dtype("uint8"), (1,), "scalar")])
-    assert model.match([ItemSpec("step", dtype("uint8"), (9,), "scalar")]) == {}
+    model = Layout.of([tensor("w"), ItemSpec("step", dtype("uint8"), (1,), "scalar")])
+    assert model.match([tensor("w"), ItemSpec("step", dtype("uint8"), (9,), "scalar")]) == {"w": "w"}
     with pytest.raises(LimitExceeded, match="at most"):
-        model.match([ItemSpec("step", dtype("uint8"), (MAX_EXTRAS + 1,), "scalar")])
+        model.match([tensor("w"), ItemSpec("step", dtype("uint8"), (MAX_EXTRAS + 1,), "scalar")])

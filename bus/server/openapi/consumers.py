@@ -85,6 +85,56 @@ def paths() -> Part:
                 body=json_body("Pull", required=False),
             )
         },
+        deliveries + "/stream": {
+            "get": operation(
+                "consumers",
+                "streamDeliveries",
+                "Take deliveries as they come, for as long as the answer is read.",
+                {"200": _stream_answer(), "404": _NO_CONSUMER},
+                parameters=(
+                    _NAME,
+                    parameter(
+                        "query",
+                        "max",
+                        {"type": "integer", "minimum": 1, "maximum": 10000, "default": 64},
+                        "Deliveries on this stream that are not settled; more come when some are.",
+                    ),
+                    parameter(
+                        "query",
+                        "follow",
+                        {"enum": ["false", "true"], "default": "false"},
+                        "Also messages that are still open.",
+                    ),
+                    parameter(
+                        "query",
+                        "inline",
+                        {"type": "integer", "minimum": 0, "maximum": 1 << 20, "default": 0},
+                        "Bodies of up to so many bytes come along, as far as that is possible.",
+                    ),
+                    parameter(
+                        "query",
+                        "wait",
+                        {"type": "integer", "minimum": 0, "maximum": 3600},
+                        "End when nothing came for so many seconds.",
+                    ),
+                    parameter(
+                        "query",
+                        "heartbeat",
+                        {"type": "integer", "minimum": 1, "maximum": 60, "default": 10},
+                        "Seconds without a delivery after which a sign of life is sent.",
+                    ),
+                ),
+            )
+        },
+        deliveries + "/stream/{stream}": {
+            "delete": operation(
+                "consumers",
+                "endStream",
+                "End a stream behind what was handed over, so that nothing of it is lost on the way.",
+                {"204": empty_answer("It ends."), "404": problem("No such stream of this consumer.")},
+                parameters=(_NAME, parameter("path", "stream", TEXT, "As `Tensorbus-Stream` said.")),
+            )
+        },
         "/v1/consumers/{name}/acks": {
             "post": _settle_all("acks", "Settle deliveries for good.", "DeliveryTokens")
         },
@@ -98,6 +148,22 @@ def paths() -> Part:
             "post": _settle("term", "Refuse a delivery for good: it becomes a dead letter.", "Term")
         },
         deliveries + "/{token}/in_progress": {"post": _settle("inProgress", "Start its ack_wait anew.")},
+    }
+
+
+def _stream_answer() -> Part:
+    text: Schema = {"type": "string"}
+    return {
+        "description": "Deliveries, in the form that `Accept` asks for. Lines of JSON (the default): objects with "
+        "one member each, `delivery`, `heartbeat`, or `problem`, which is the last one. Events, for browsers: "
+        "the same as `delivery` and `problem`. Records, for programs: length of the JSON and length of the "
+        "frames (each a little-endian u32), the JSON as in a line, the frames; two zeros are a sign of life.",
+        "headers": {"Tensorbus-Stream": {"schema": text, "description": "Names this stream, to end it."}},
+        "content": {
+            "application/jsonl": {"schema": text},
+            "text/event-stream": {"schema": text},
+            "application/vnd.tensorbus.deliveries": {"schema": text | {"format": "binary"}},
+        },
     }
 
 

@@ -16,7 +16,7 @@ _COMMON = {
     "403": ("Forbidden", "The token lacks the right for this."),
     "413": ("TooLarge", "The body, or something in it, is over a limit."),
     "417": ("ExpectationFailed", "`Expect` asks for something other than `100-continue`."),
-    "429": ("TooManyRequests", "The token has as many connections or uploads as it may have; try later."),
+    "429": ("TooManyRequests", "The token has as many connections, uploads or consumers as allowed."),
     "431": ("HeadersTooLarge", "The head of the request is over a limit."),
     "500": ("Failed", "The broker failed; its log says more."),
     "503": ("Unavailable", "The broker is stopping, or as busy as it may be; try later."),

@@ -6,9 +6,11 @@ delivery's attempts count up, so an acknowledgement of attempt 3 that the broker
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tensorbus.bus.topics import matches
 
@@ -39,6 +41,8 @@ def check(events: Sequence[Event]) -> list[Violation]:
         _out_of_order,
         _consumers,
         _dead_letters,
+        _refused,
+        _kept_too_long,
     )
     return [violation for rule in rules for violation in rule(history)]
 
@@ -59,9 +63,48 @@ class _Sorted:
             self.published.setdefault(_key(event), event)
         self.found = {event.id: event for event in self.by_what["found"]}
         self.to_be_deleted = {event.id for event in self.by_what["delete"]}
+        self.policies: dict[str, dict[str, Any]] = {
+            event.topic or "": json.loads(event.text or "{}") for event in self.by_what["policy"]
+        }
+        self.filters = {event.consumer or "": event.filter or ">" for event in self.by_what["consumer"]}
+        self.letters = {
+            (event.consumer or "", event.dead or "") for event in self.by_what["found"] if event.dead
+        }
+        self.topics: dict[str | None, str | None] = {}
+        self.seqs: dict[str, set[int]] = defaultdict(set)
+        for event in (*self.by_what["stored"], *self.by_what["handed"], *self.by_what["found"]):
+            if event.dead is None:
+                self.topics[event.id] = event.topic
+                self.seqs[event.topic or ""].add(event.seq or 0)
 
     def __getitem__(self, what: str) -> list[Event]:
         return self.by_what[what]
+
+    def policy(self, topic: str | None) -> dict[str, Any]:
+        """The policy of a topic, empty without one."""
+        found = (one for pattern, one in self.policies.items() if matches(pattern, topic or ""))
+        return next(found, dict[str, Any]())
+
+    def settled(self, *whats: str) -> set[Place]:
+        """Consumer and message of some kinds of settlements, and of all dead letters."""
+        return {_delivery(event) for what in whats for event in self.by_what[what]} | self.letters
+
+    def settled_by_all(self, event: Event, settled: set[Place]) -> bool:
+        """Whether every consumer that is handed a message is among those that have settled it."""
+        interested = [name for name, pattern in self.filters.items() if matches(pattern, event.topic or "")]
+        return all((name, event.id or "") in settled for name in interested)
+
+    def may_be_gone(self, event: Event) -> bool:
+        """Whether a policy may have removed an acknowledged message."""
+        policy = self.policy(event.topic)
+        if policy.get("retention", "limits") != "limits":
+            # A worker that was killed had perhaps been heard.
+            return self.settled_by_all(event, self.settled("ack", "acked", "term", "termed"))
+        if policy.get("max_messages") is None or policy.get("discard", "old") != "old":
+            return False
+        newer = sum(seq > (event.seq or 0) for seq in self.seqs[event.topic or ""])
+        older = [one for one in self.found.values() if one.topic == event.topic and one.dead is None]
+        return newer >= policy["max_messages"] and all((one.seq or 0) > (event.seq or 0) for one in older)
 
 
 def _key(event: Event) -> Place:
@@ -85,6 +128,8 @@ def _lost(history: _Sorted) -> Iterator[Violation]:
             continue
         there = history.found.get(event.id)
         if there is None:
+            if history.may_be_gone(event):
+                continue
             text = f"{event.who} was told that {event.key} is stored as {event.id}; it is gone"
             yield Violation("no acknowledged message lost", text)
         elif (there.key, there.topic, there.seq) != (event.key, event.topic, event.seq):
@@ -204,8 +249,35 @@ def _dead_letters(history: _Sorted) -> Iterator[Violation]:
         sent = history.published.get(_key(event))
         if sent is None or (sent.sha256, sent.size) != (event.sha256, event.size):
             yield Violation("none delivered corrupt", f"the dead letter {event.id} is not what was sent")
-    if most:
-        there = set(history.found)
-        for event in history["termed"]:
-            if event.consumer in most and event.id in there and _delivery(event) not in seen:
-                yield Violation("a refused message becomes a dead letter", f"{event.id} of {event.consumer}")
+    there = set(history.found)
+    for event in history["termed"]:
+        # One that is settled by all leaves its queue; its letter is the last that there is of it.
+        queued = history.policy(history.topics.get(event.id)).get("retention", "limits") != "limits"
+        expected = event.id in there or (queued and event.id not in history.to_be_deleted)
+        if expected and _delivery(event) not in seen and (queued or event.consumer in most):
+            yield Violation("a refused message becomes a dead letter", f"{event.id} of {event.consumer}")
+
+
+def _refused(history: _Sorted) -> Iterator[Violation]:
+    keys = {_key(event): event for event in history["refused"]}
+    for event in (*history["stored"], *history["handed"], *history["found"]):
+        if event.dead is None and (refused := keys.get(_key(event))) is not None:
+            text = f"{refused.who} was told that there is no room for {event.key}, and {event} is there"
+            yield Violation("a refusal is no acknowledgement", text)
+
+
+def _kept_too_long(history: _Sorted) -> Iterator[Violation]:
+    """What policies remove is gone, some time after the last process that settles has ended."""
+    confirmed = history.settled("acked", "termed")
+    held: dict[str, int] = defaultdict(int)
+    for event in history.found.values():
+        if event.dead is not None:
+            continue
+        held[event.topic or ""] += 1
+        queue = history.policy(event.topic).get("retention", "limits") != "limits"
+        if queue and history.settled_by_all(event, confirmed):
+            yield Violation("what everybody has settled is gone", f"{event} is still there")
+    for topic, count in held.items():
+        most = history.policy(topic).get("max_messages")
+        if most is not None and count > most:
+            yield Violation("no more than its policy says", f"{topic} holds {count}, {most} are allowed")

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 What = Literal[
-    # a publisher: it is about to publish; the broker has acknowledged; it is about to delete; it is deleted
+    # a publisher: it is about to publish; the broker has acknowledged, or has no room and the publisher
+    # gives it up; it is about to delete; it is deleted
     "publish",
     "stored",
+    "refused",
     "delete",
     "deleted",
     # an upload by tus: where the broker made it, and the offset from which it goes on
@@ -41,9 +43,10 @@ What = Literal[
     "orphan",
     # an answer that no fault explains
     "unexpected",
-    # the harness
+    # the harness; of a policy, ``topic`` is the filter and ``text`` its JSON
     "killed",
     "started",
+    "policy",
 ]
 
 

@@ -22,11 +22,15 @@ SIZES = (
     (10, 5000 * KIB),
 )
 """Weights and sizes: what is kept in a row and what in a file, of one frame and of several."""
+LARGEST = "-large-"
+"""Part of the key of what is so large that the client library sends it as a resumable upload."""
 
 
 def payload(key: str) -> bytes:
     """The bytes of a key; the same in every process."""
     chance = random.Random(key)
+    if LARGEST in key:
+        return chance.randbytes(8192 * KIB + chance.randint(1, 500 * KIB))
     weights, sizes = zip(*SIZES, strict=True)
     size: int = chance.choices(sizes, weights)[0]
     return chance.randbytes(size and chance.randint(size * 9 // 10, size))

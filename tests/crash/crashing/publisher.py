@@ -5,10 +5,14 @@
 Each of its threads publishes one message after the other, small ones in one request, larger ones by tus in
 pieces, and deletes its large ones again after a while. What it sees is in FOLDER/NAME.jsonl. It stops by
 itself, with everything acknowledged that it had begun, when there is a file FOLDER/enough.
+
+Topics come from the environment variable CRASHING_TOPICS, in turn. Where one has no room for another message,
+that is given up, and an older one is deleted.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -32,6 +36,13 @@ LARGE = 200 * KIB
 RETRY = 0.05
 FRAMES = "application/vnd.tensorbus.frames"
 TUS = {"Tus-Resumable": "1.0.0"}
+TOPICS = os.environ.get("CRASHING_TOPICS", "crash.t0,crash.t1,crash.t2").split(",")
+LIMITED = "full."
+"""Topics with this beginning refuse what is too much."""
+
+
+class Refused(Exception):
+    """There is no room in the topic."""
 
 
 class Publisher:
@@ -43,7 +54,7 @@ class Publisher:
         self._who = who
         self._chance = random.Random(seed)
         begun = [event for event in past if event.what == "publish" and event.who == who]
-        stored = {event.key for event in past if event.what == "stored" and event.who == who}
+        stored = {event.key for event in past if event.what in ("stored", "refused") and event.who == who}
         deleted = {event.id for event in past if event.what == "deleted" and event.who == who}
         self._number = len(begun)
         self._pending = [event for event in begun if event.key not in stored]
@@ -54,7 +65,7 @@ class Publisher:
             if event.what == "stored"
             and event.who == who
             and event.id not in deleted
-            and (event.size or 0) >= LARGE
+            and ((event.size or 0) >= LARGE or (event.topic or "").startswith(LIMITED))
             and event.id
         )
 
@@ -65,7 +76,7 @@ class Publisher:
         while not enough.exists():
             number = self._number
             self._number += 1
-            key, topic = f"{self._who}-{number}", f"crash.t{number % 3}"
+            key, topic = f"{self._who}-{number}", TOPICS[number % len(TOPICS)]
             data = payload(key)
             self._note(Event("publish", key=key, topic=topic, sha256=sha256(data), size=len(data)))
             self._insist(topic, key, data)
@@ -89,13 +100,18 @@ class Publisher:
             except Unreachable:
                 time.sleep(RETRY)
                 continue
+            except Refused:
+                self._note(Event("refused", key=key, topic=topic))
+                if self._large:
+                    self._delete(self._large.popleft())
+                return
             if receipt is not None:
                 break
             time.sleep(RETRY)
         self._note(
             Event("stored", key=key, topic=topic, id=receipt["id"], seq=receipt["seq"], size=len(data))
         )
-        if len(data) >= LARGE:
+        if len(data) >= LARGE or topic.startswith(LIMITED):
             self._large.append(receipt["id"])
 
     def _post(self, topic: str, key: str, data: bytes) -> dict[str, Any] | None:
@@ -113,8 +129,14 @@ class Publisher:
         )
         if answer.status in (200, 201):
             return answer.json
+        self._check_room(answer, topic)
         self._judge(answer, f"publishing {key}", 410, 503)
         return None
+
+    @staticmethod
+    def _check_room(answer: Answer, topic: str) -> None:
+        if answer.status == 507 and topic.startswith(LIMITED):
+            raise Refused
 
     def _slowly(self, data: bytes) -> Iterator[bytes]:
         """In pieces, so that there is time to be killed in between."""
@@ -132,6 +154,7 @@ class Publisher:
             fields = TUS | {"Upload-Length": str(len(data)), "Idempotency-Key": key}
             answer = self._wire.call("POST", f"/v1/topics/{topic}/uploads", b"", fields)
             if answer.status not in (200, 201):
+                self._check_room(answer, topic)
                 self._judge(answer, f"creating an upload of {key}", 409, 410, 503)
                 return None, None
             location = answer.headers["location"]
@@ -152,6 +175,8 @@ class Publisher:
                 "Content-Length": str(end - offset),
             }
             answer = self._wire.call("PATCH", path, self._slowly(data[offset:end]), fields)
+            if answer.status == 507 and topic.startswith(LIMITED):
+                self._give_up(path)
             if answer.status != 204:
                 self._judge(answer, f"sending bytes {offset} to {end} of {key}", 404, 409, 410, 503)
                 return (None if answer.status in (404, 410) else location), None
@@ -161,6 +186,19 @@ class Publisher:
             return location, answer.json
         self._judge(answer, f"asking for the receipt of {key}", 503)
         return None, None
+
+    def _give_up(self, path: str) -> None:
+        """There is no room for an upload. Raises Refused, once nothing is left of it."""
+        while True:
+            try:
+                answer = self._wire.call("DELETE", path, headers=TUS)
+            except Unreachable:
+                time.sleep(RETRY)
+                continue
+            if answer.status in (204, 404, 410):
+                raise Refused
+            self._judge(answer, f"giving up {path}", 503)
+            time.sleep(RETRY)
 
     def _delete(self, name: str) -> None:
         self._note(Event("delete", id=name))

@@ -1,9 +1,9 @@
 """A worker on a durable consumer that may be killed at any moment.
 
-    python -m crashing.worker PORT FOLDER NAME SEED CONSUMER
+    python -m crashing.worker PORT FOLDER NAME SEED CONSUMER…
 
-Each of its threads pulls, reads what it is handed to the last byte, and settles it, mostly by an ack. What
-it sees is in FOLDER/NAME.jsonl. It stops by itself when there is a file FOLDER/drained.
+A thread for each consumer pulls, reads what it is handed to the last byte, and settles it, mostly by an ack.
+What it sees is in FOLDER/NAME.jsonl. It stops by itself when there is a file FOLDER/drained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from .history import Event, History
 from .payloads import FrameError, sha256, unpack
 from .wire import Answer, Unreachable, Wire, explained, shown
 
-THREADS = 2
 RETRY = 0.05
 POLL = 0.5
 """Seconds that a pull waits."""
@@ -107,14 +106,14 @@ class Worker:
 
 def main() -> None:
     """Run all threads until there is nothing left."""
-    port, folder, name, seed, consumer = int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:6]
+    port, folder, name, seed, *consumers = int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
     history = History(folder / f"{name}.jsonl")
     threads = [
         threading.Thread(
             target=Worker(port, history, f"{name}-{number}", consumer, f"{seed}{name}{number}").run,
             args=(folder / "drained",),
         )
-        for number in range(THREADS)
+        for number, consumer in enumerate(consumers)
     ]
     for thread in threads:
         thread.start()

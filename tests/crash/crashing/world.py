@@ -26,6 +26,10 @@ READY_WITHIN = 60.0
 """Seconds that a broker may take to start, on a machine that does a lot else."""
 DRAINED_WITHIN = 120.0
 """Seconds after the last kill by which everything must have been acknowledged and settled."""
+TIDY_WITHIN = 15.0
+"""Seconds after that by which policies must have removed what they remove."""
+LIBRARY = "library"
+"""The consumer that is left to workers with the client library."""
 PAGE = 500
 _PATH = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 
@@ -40,8 +44,11 @@ class Plan:
 
     Attributes:
         consumers: name to configuration, as the broker takes it.
-        publishers, workers: how many processes; workers are dealt out to the consumers in turn.
-        weights: how likely the broker, a publisher, a worker is the next to be killed.
+        policies: the same of these.
+        topics: what publishers publish on, in turn.
+        publishers, workers: how many processes; consumers are dealt out to the workers' two threads in turn.
+        library_publishers, library_workers: as many that use the client library; see there.
+        weights: how likely a kind of process is the next to be killed.
         pace: mean of the seconds from one kill to the next.
         serve: further options of ``tensorbus serve``.
         environment: further variables of the broker's process.
@@ -49,9 +56,13 @@ class Plan:
     """
 
     consumers: Mapping[str, Mapping[str, object]]
+    policies: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    topics: Sequence[str] = ("crash.t0", "crash.t1", "crash.t2")
     publishers: int = 2
     workers: int = 2
-    weights: tuple[int, int, int] = (5, 3, 2)
+    library_publishers: int = 0
+    library_workers: int = 0
+    weights: Mapping[str, int] = field(default_factory=lambda: {"broker": 5, "publisher": 3, "worker": 2})
     pace: float = 0.25
     serve: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -70,7 +81,7 @@ class World:
         self.plan = plan
         self.seed = seed
         self.data = data or folder / "data"
-        self.kills: dict[str, int] = {"broker": 0, "publisher": 0, "worker": 0}
+        self.kills: dict[str, int] = dict.fromkeys(plan.weights, 0)
         self._folder = folder / "histories"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "broker.log").open("ab")
@@ -154,31 +165,46 @@ class World:
         return self._broker.returncode
 
     def start_others(self) -> None:
-        """Create the consumers and start publishers and workers."""
+        """Create policies and consumers and start publishers and workers."""
         (self._folder / "enough").unlink(missing_ok=True)
         (self._folder / "drained").unlink(missing_ok=True)
+        for name, policy in self.plan.policies.items():
+            text = json.dumps(policy)
+            self._expect(self._wire.call("PUT", f"/v1/policies/{name}", text.encode()), 200, 201)
+            self._history.add(Event("policy", topic=str(policy["filter"]), text=text))
         for name, config in self.plan.consumers.items():
             self._expect(
                 self._wire.call("PUT", f"/v1/consumers/{name}", json.dumps(config).encode()), 200, 201
             )
-        for number in range(self.plan.publishers):
-            self._start(f"publisher{number}")
-        for number in range(self.plan.workers):
-            self._start(f"worker{number}")
+        for kind, count in (
+            ("publisher", self.plan.publishers),
+            ("worker", self.plan.workers),
+            ("library_publisher", self.plan.library_publishers),
+            ("library_worker", self.plan.library_workers),
+        ):
+            for number in range(count):
+                self._start(f"{kind}{number}")
 
     def _start(self, name: str) -> None:
         kind = name.rstrip("0123456789")
         command = [sys.executable, "-m", f"{PACKAGE.name}.{kind}", str(self._port), str(self._folder), name]
         command.append(f"{self.seed}.{self._chance.random()}")
         if kind == "worker":
-            consumers = list(self.plan.consumers)
-            command.append(consumers[int(name.removeprefix(kind)) % len(consumers)])
+            command += self._consumers_of(int(name.removeprefix(kind)))
         self._others[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stderr=self._log,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(_PATH), "CRASHING_TROUBLED": self._troubled},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(_PATH), "CRASHING_TROUBLED": self._troubled}
+            | {"CRASHING_TOPICS": ",".join(self.plan.topics)},
         )
+
+    def _consumers_of(self, worker: int) -> list[str]:
+        """The consumers of a worker's threads: dealt out in turn, so that each has one."""
+        plain = [name for name in self.plan.consumers if name != LIBRARY]
+        every = self.plan.workers
+        return [plain[number % len(plain)] for number in (worker, worker + every)]
 
     # --- kills ---------------------------------------------------------------------------------------
 
@@ -191,7 +217,7 @@ class World:
         until = sum(self.kills.values()) + times
         while sum(self.kills.values()) < until:
             time.sleep(min(2.0, self._chance.expovariate(1 / self.plan.pace)))
-            victim = self._chance.choices(("broker", "publisher", "worker"), self.plan.weights)[0]
+            victim = self._chance.choices(list(self.plan.weights), list(self.plan.weights.values()))[0]
             if victim == "broker":
                 if self._chance.random() < 0.875:
                     self.await_broker()
@@ -226,15 +252,26 @@ class World:
         """
         deadline = time.monotonic() + DRAINED_WITHIN
         (self._folder / "enough").touch()
-        self._await_end("publisher", deadline)
+        self._await_end(("publisher", "library_publisher"), deadline)
         while any(left["backlog"] or left["ack_pending"] for left in self._consumers()):
             if time.monotonic() > deadline:
                 raise Stuck(f"consumers do not come to their end: {self._consumers()}")
             time.sleep(0.1)
         (self._folder / "drained").touch()
-        self._await_end("worker", deadline)
+        self._await_end(("worker", "library_worker"), deadline)
+        self._await_retention()
 
-    def _await_end(self, kind: str, deadline: float) -> None:
+    def _await_retention(self) -> None:
+        """Until work queues and the like are empty, or should long have been: the checker will say."""
+        queues = [one["filter"] for one in self.plan.policies.values() if "retention" in one]
+        deadline = time.monotonic() + TIDY_WITHIN
+        while time.monotonic() < deadline:
+            pages = [self._wire.call("GET", f"/v1/messages?limit=1&topic={pattern}") for pattern in queues]
+            if not any(self._expect(page, 200).json["messages"] for page in pages):
+                return
+            time.sleep(0.1)
+
+    def _await_end(self, kind: tuple[str, ...], deadline: float) -> None:
         for name, process in list(self._others.items()):
             if not name.startswith(kind):
                 continue

@@ -1,0 +1,1 @@
+"""What ``convergence.py`` trains: models, text, the site's script, the federation, and what came of it."""

@@ -1,0 +1,153 @@
+"""A Hugging Face Trainer as a site of a federation.
+
+    trainer = Trainer(model=model, args=args, train_dataset=data)
+    trainer.add_callback(FederatedCallback("http://broker:8080", job="sft", site="a"))
+    trainer.train()
+
+or, without touching the script, whose every Trainer then has the callback:
+
+    python -m tensorbus.integrations.transformers --job sft --site a --url http://broker:8080 train.py --epochs 3
+
+Strategy. The Trainer stays in charge: batches, learning rate, evaluation and checkpoints are as in the script. When
+a round's steps are done, the callback submits the model and holds the Trainer up until the next one is there, which
+takes the values' place in the same tensors. The job's end is the training's end.
+"""
+
+# transformers is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tensorbus.aggregator.sync import SyncParticipant
+from tensorbus.bus.client.sync import SyncClient
+from tensorbus.errors import InvalidRequest, JobError, TensorbusError
+
+from .packages import missing
+
+try:
+    from transformers.trainer_callback import TrainerCallback
+except ModuleNotFoundError as error:
+    raise missing("transformers", error) from error
+
+from .training_run import TrainingRun, explained, log
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["FederatedCallback"]
+
+
+class FederatedCallback(TrainerCallback):
+    """Makes the Trainer that it is added to one site of one job.
+
+    The tensors that travel are those of the model's state_dict, of a PeftModel those of its adapter. An update's
+    weight is the number of examples that the model was trained on in the round, its metric the mean loss.
+
+    Args:
+        bus: URL of the broker, or a SyncClient, which is then left open.
+        job, site, base, state: see `Participant`.
+        token: with a URL.
+        steps: of the optimizer in a round. None shares out what the script asks for, ``max_steps`` or epochs,
+            evenly among the job's rounds.
+        reset_optimizer: forget the optimizer's state (moments) whenever a global model is loaded; it is kept
+            otherwise.
+
+    Raises:
+        InvalidName, InvalidRequest: of the arguments.
+        JobCancelled, BrokerUnavailable, ManifestMismatch, …: from ``Trainer.train``, which they end.
+    """
+
+    def __init__(
+        self,
+        bus: SyncClient | str,
+        *,
+        job: str,
+        site: str,
+        token: str | None = None,
+        steps: int | None = None,
+        base: object | None = None,
+        state: str | Path | None = None,
+        reset_optimizer: bool = False,
+    ) -> None:
+        if steps is not None and steps < 1:
+            raise InvalidRequest(f"{steps} steps a round are none; give 1 or more, or leave it to the job")
+        self._job = job
+        self._steps = steps
+        self._reset = reset_optimizer
+        self._bus = SyncClient(bus, token) if isinstance(bus, str) else bus
+        self._owned = isinstance(bus, str)
+        self._options = {"job": job, "site": site, "base": base, "state": state}
+        self._run: TrainingRun | None = None
+        try:
+            SyncParticipant(self._bus, **self._options)  # names are checked here, and not hours later
+        except BaseException:
+            self.close()
+            raise
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Load the first model, which is waited for."""
+        if args.world_size > 1:
+            raise JobError(
+                f"this training runs in {args.world_size} processes, and FederatedCallback is for one; let each "
+                "site train in one process, or take part with SyncParticipant in the first one"
+            )
+        participant = SyncParticipant(self._bus, **self._options)
+        run = TrainingRun(self._bus, participant, kwargs["model"], state.max_steps, self._steps)
+        self._run = run
+        self._guarded(run.begin)
+        control.should_training_stop = run.over
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """When the round's steps are done: submit, and go on with the next model."""
+        run = self._run
+        if run is None:
+            return
+        changed = self._guarded(run.step)
+        if changed and self._reset:
+            kwargs["optimizer"].state.clear()
+        control.should_training_stop |= run.over
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the job, if it is not over; the model is its final one, if it is."""
+        run, self._run = self._run, None
+        if run is not None:
+            again = bool(args.load_best_model_at_end)
+            self._guarded(lambda: run.end("its training has ended", final_again=again))
+
+    def close(self, reason: str = "its script has ended") -> None:
+        """Leave a job that is under way, and close the connection; for a script that ends in an error."""
+        run, self._run = self._run, None
+        try:
+            if run is not None:
+                run.end(reason)
+        finally:
+            if self._owned:
+                self._bus.close()
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """Do ``work``; an error ends the run, and the training."""
+        try:
+            return work()
+        except BaseException as error:
+            if self._run is not None:
+                self._run.close()
+                self._run = None
+            if isinstance(error, TensorbusError):
+                log.error("%s", explained(error, self._job))
+            raise
+
+
+if __name__ == "__main__":
+    from tensorbus.integrations.script import main
+
+    main()
