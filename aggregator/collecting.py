@@ -82,7 +82,7 @@ class Collector:
                 self.emit("overdue", sites=self._sites, quorum=self.round.enough)
             delivery = await inbox.next(self.switch.changed, self.round.patience(now))
             if delivery is not None:
-                await self._take(delivery)
+                await self._take(delivery, inbox)
 
     async def replay(self, roster: Roster) -> None:
         """Fold what the round was closed with before a restart; it is closed again, if all of it is there."""
@@ -154,7 +154,7 @@ class Collector:
 
     # --- one answer ----------------------------------------------------------------------------------
 
-    async def _take(self, delivery: Delivery) -> None:
+    async def _take(self, delivery: Delivery, inbox: Inbox) -> None:
         try:
             answer = parse_answer(self.round.spec.job, delivery.headers)
             if isinstance(answer, DeclineHeaders):
@@ -162,6 +162,7 @@ class Collector:
                 return
             verdict = self.round.judge(delivery.id, answer)
             if verdict is Verdict.EARLY:
+                await inbox.check()  # or it is this aggregator that is behind
                 raise RoundClosed(f"round {answer.number} has not begun; round {self.round.number} is open")
             if verdict is Verdict.FOLD:
                 await self._fold(delivery, answer, self.round.weight_of(answer))
@@ -203,9 +204,16 @@ class Collector:
         model = self.models.get(update.number)
         if model is None:
             raise MissingBase(f"it comes from the model of round {update.number}, which is gone")
+        if update.partial and not self.reducer.takes_partials:
+            raise InvalidRequest(
+                "it holds the sums of a region, which only the mean of a deterministic job takes, "
+                "and not where each update is clipped"
+            )
         told(0)
         current = update.number == self.round.number
-        contribution = Contribution(message.id, update.site, update.number, weight, model.base, current)
+        contribution = Contribution(
+            message.id, update.site, update.number, weight, model.base, current, partial=update.partial
+        )
         await self.reducer.add(BusUpdate(message), contribution, told)
 
     def _accepted(self, entry: Accepted) -> None:

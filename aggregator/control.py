@@ -115,6 +115,11 @@ class Switch:
         self.paused = order.action == "pause"
         self.changed.set()
 
+    def cancel(self) -> None:
+        """As if that was ordered; nobody has to."""
+        self.cancelled = True
+        self.changed.set()
+
     def check(self) -> None:
         """Raises JobCancelled: that was ordered."""
         if self.cancelled:

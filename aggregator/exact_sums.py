@@ -187,10 +187,21 @@ class ExactSums:
         """The values of a slice and their dtype, which for a change is float32; until the next call."""
         if isinstance(event.codec, QuantizerCodec) and event.codec.copies:
             return as_bytes(event.payload), event.codec.dtype
+        if event.codec.base is not None and not event.codec.needs_base(event.payload):
+            return self._summed(event)
         out = self._decoded.take(event.count * event.codec.dtype.itemsize)
         with naming(event.spec.name):
             event.codec.decode(event.payload, event.offset, out)
         return as_bytes(out), event.codec.dtype
+
+    def _summed(self, event: SliceEvent) -> tuple[Bytes, DType]:
+        """As ``_decode``, of a slice that came whole though its codec has a base, which need not be at hand."""
+        dtype = precision(event.spec)
+        out = as_bytes(self._decoded.take(event.count * dtype.itemsize))
+        out.fill(0)
+        with naming(event.spec.name):
+            event.codec.accumulate(event.payload, event.offset, typed(out, event.spec), 1.0)
+        return out, dtype
 
 
 def _store(name: str, offset: int, out: Doubles, means: Values) -> None:

@@ -57,12 +57,18 @@ class ModelHeaders:
 
 @dataclass(frozen=True, slots=True)
 class UpdateHeaders:
-    """Of a site's update in round ``number``; ``num_examples`` is its weight in the mean."""
+    """Of a site's update in round ``number``.
+
+    Attributes:
+        num_examples: its weight in the mean.
+        partial: it is a region's exact sums, which bring weights of their own; see `partials`.
+    """
 
     site: str
     number: int
     num_examples: float
     metrics: dict[str, float] = field(default_factory=lambda: {})
+    partial: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
@@ -70,6 +76,8 @@ class UpdateHeaders:
             raise InvalidRequest(
                 f"num_examples is {self.num_examples!r:.80}, not a positive number up to {MAX_EXAMPLES:.0e}"
             )
+        if not isinstance(cast(object, self.partial), bool):
+            raise InvalidRequest(f"the header 'partial' is {self.partial!r:.80}; it must be true or false")
         if len(self.metrics) > MAX_METRICS:
             raise InvalidRequest(f"{len(self.metrics)} metrics; at most {MAX_METRICS} are taken")
         for name, value in cast("dict[object, object]", self.metrics).items():
@@ -85,7 +93,7 @@ class UpdateHeaders:
     def to_headers(self, job: str) -> dict[str, Scalar]:
         # JSON has no NaN: a loss that diverged is told as null, so that any client can read the header.
         metrics = {name: None if math.isnan(value) else value for name, value in self.metrics.items()}
-        return {
+        headers: dict[str, Scalar] = {
             "kind": "update",
             "job": job,
             "round": self.number,
@@ -93,6 +101,7 @@ class UpdateHeaders:
             "num_examples": self.num_examples,
             "metrics": json.dumps(metrics, separators=(",", ":")),
         }
+        return headers | {"partial": True} if self.partial else headers
 
     @classmethod
     def parse(cls, job: str, headers: Mapping[str, object]) -> UpdateHeaders:
@@ -100,7 +109,8 @@ class UpdateHeaders:
         _check_kind("update", job, headers)
         site = check_name(headers.get("site"), "site")
         examples = cast(float, headers.get("num_examples"))  # __post_init__ checks it
-        return cls(site, _round(headers), examples, _metrics(headers.get("metrics")))
+        partial = cast(bool, headers.get("partial", False))
+        return cls(site, _round(headers), examples, _metrics(headers.get("metrics")), partial)
 
 
 @dataclass(frozen=True, slots=True)

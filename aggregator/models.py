@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from tensorbus.errors import JobCancelled, NotFound, RoundClosed
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.sinks import open_file_sink, open_sink
 
+from .bus_update import BusUpdate
 from .control import is_tombstone
 from .headers import ModelHeaders
 from .job import JobSpec, model_topic
+from .reducers.base import FindBase
+from .updates import FoldingInterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +124,16 @@ async def last_models(bus: Client, job: str, count: int) -> dict[int, GlobalMode
             if len(found) == count:
                 break
     return found
+
+
+def finder(bus: Client, models: Mapping[int, GlobalModel]) -> FindBase:
+    """What finds these models by their id as a base."""
+    known = {model.base: model.info.id for model in models.values()}
+
+    async def find(base: str) -> BusUpdate:
+        try:
+            return BusUpdate(await bus.fetch(known[base]))
+        except (KeyError, NotFound) as error:
+            raise FoldingInterrupted(f"the model {base} is gone") from error
+
+    return find

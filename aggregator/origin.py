@@ -42,6 +42,10 @@ class Origin(Protocol):
         """Once, before anything else. Raises MissingBase, …: the job cannot be run like this."""
         ...
 
+    def rounds(self, model: GlobalModel) -> int:
+        """How many rounds the job has, as far as it is known when ``model`` is the newest."""
+        ...
+
     async def start(self, switch: Switch) -> GlobalModel:
         """The model of the round that is open, in this aggregator's own job; the first one is waited for.
 
@@ -73,4 +77,8 @@ class Origin(Protocol):
 
     async def finish(self) -> None:
         """The final model is sealed, or the job cancelled, and nothing of it is needed any more but that."""
+        ...
+
+    async def aclose(self) -> None:
+        """The process ends, or begins anew; the job may go on."""
         ...

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from tensorbus.bus.client import Client, Progress
 from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.codecs.residuals import Residuals
 from tensorbus.errors import JobError
+from tensorbus.streaming.relay import RelaySource
 
 from .deleting import delete_rounds
 from .events import Emitter
@@ -36,18 +38,32 @@ class Publisher:
 
         The key makes it happen once: when this model exists already, that one is returned.
         """
+        pipeline = Pipeline.parse(self.spec.down)
+        has_feedback = any(not stage.undone for stage in pipeline.stages)
+        residuals = (
+            await asyncio.to_thread(self.state.residuals) if has_feedback and self.state.lasting else None
+        )
         headers = ModelHeaders(number, number > self.spec.rounds, self.spec)
+        return await self._seal(headers, container, pipeline, residuals)
+
+    async def relay(self, headers: ModelHeaders, source: RelaySource) -> GlobalModel:
+        """Seal the very slices of another job's model as one of this job; otherwise as `publish`."""
+        return await self._seal(headers, source, None, None)
+
+    async def _seal(
+        self,
+        headers: ModelHeaders,
+        container: object,
+        pipeline: Pipeline | None,
+        residuals: Residuals | None,
+    ) -> GlobalModel:
+        number = headers.number
 
         def told(progress: Progress) -> None:
             self.emit(
                 "publishing", round=number, bytes=progress.bytes_on_wire, total_bytes=progress.total_on_wire
             )
 
-        pipeline = Pipeline.parse(self.spec.down)
-        has_feedback = any(not stage.undone for stage in pipeline.stages)
-        residuals = (
-            await asyncio.to_thread(self.state.residuals) if has_feedback and self.state.lasting else None
-        )
         receipt = await self.bus.publish(
             model_topic(self.spec.job),
             container,

@@ -31,7 +31,8 @@ class Root:
     """The `Origin` of a job that stands for itself.
 
     Args:
-        init: safetensors file, or adapter folder, of the first model; None to wait for a message on the job's seed topic.
+        init: safetensors file, or adapter folder, of the first model; None to wait for a message on the job's
+            seed topic.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class Root:
             )
         elif (path := await asyncio.to_thread(self._state.base)).exists():
             self._bus.add_base(path)
+
+    def rounds(self, model: GlobalModel) -> int:
+        """See `Origin`: a restart may have changed it since ``model`` was made."""
+        return self._spec.rounds
 
     async def start(self, switch: Switch) -> GlobalModel:
         model = await newest_model(self._bus, self._spec.job)
@@ -90,6 +95,9 @@ class Root:
     async def finish(self) -> None:
         await asyncio.to_thread(self._state.remove)
 
+    async def aclose(self) -> None:
+        """See `Origin`; there is nothing to give back."""
+
     # --- the first model -----------------------------------------------------------------------------
 
     async def _first(self, switch: Switch) -> GlobalModel:
@@ -99,7 +107,7 @@ class Root:
         self._emit("waiting", topic=seed_topic(job))
         async with (
             self._bus.subscribe(seed_topic(job), consumer=seed_consumer(job)) as deliveries,
-            Inbox(deliveries, job) as inbox,
+            Inbox(self._bus, deliveries, job) as inbox,
         ):
             seed = None
             while seed is None:

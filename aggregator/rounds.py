@@ -107,7 +107,9 @@ class Round:
             return Verdict.COUNTED
         if update.number > self.number:
             return Verdict.EARLY
-        if self.number - update.number > self.spec.staleness or update.number < self.oldest:
+        # Sums are of the model that they were made for: they cannot be weighed as late ones.
+        allowed = 0 if update.partial else self.spec.staleness
+        if self.number - update.number > allowed or update.number < self.oldest:
             return Verdict.LATE
         if answer in self.before.answers:
             return Verdict.DUPLICATE

@@ -3,6 +3,7 @@
     DIR/<name>/model-<digest>.safetensors    the round's model as it was decoded: what changes are from
     DIR/<name>/model-arriving.safetensors    the same before its digest is known
     DIR/<name>/base.safetensors              at an aggregator: the first model, where it came as a seed
+    DIR/<name>/relay.frames                  at a region: a model that is passed on, as it came
     DIR/<name>/residuals/                    what quantising left out so far
 
 A model is as large as it is in memory, which is why it is here and not there.
@@ -77,6 +78,10 @@ class StateFolder:
     def base(self) -> Path:
         """Where the first model lies, or will lie."""
         return self.path() / "base.safetensors"
+
+    def relay(self) -> Path:
+        """Where a region keeps the frames of a model from above until it has passed them on."""
+        return self.path() / "relay.frames"
 
     def residuals(self) -> Residuals:
         """The residuals of this job.

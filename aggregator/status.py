@@ -52,9 +52,9 @@ class JobStatus:
 
     def to_json(self) -> dict[str, object]:
         """A flat map; sites as lists."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        plain: dict[str, object] = asdict(self)
+        lists = {"sites": self.sites, "late": self.late, "declined": self.declined, "left": self.left}
+        return plain | {name: list(sites) for name, sites in lists.items()}
 
 
 async def job_status(bus: Client, job: str) -> JobStatus:

@@ -83,22 +83,32 @@ class Uplink:
         return await self.bus.receipt(updates_topic(job), declined) is not None
 
     async def send(
-        self, container: object, headers: UpdateHeaders, progress: ProgressCallback | None
+        self,
+        container: object,
+        headers: UpdateHeaders,
+        progress: ProgressCallback | None,
+        *,
+        exactly: bool = False,
     ) -> Receipt | None:
-        """The update's receipt; None if the round is over, for longer than updates may be late."""
+        """The update's receipt; None if the round is over, for longer than updates may be late.
+
+        Args:
+            exactly: send it bit for bit, whatever the job's pipeline for updates is.
+        """
         model = await self.arriving.sealed()
         job, number = model.spec.job, model.round
         if await self._is_over(job, number):
             log.warning("round %d of job %s is over; the update of %s is not sent", number, job, self.site)
             return None
-        base = await self._base() if self._is_change else None
-        residuals = await self._residuals() if self._has_feedback else None
+        pipeline = Pipeline.parse(None) if exactly else self.pipeline
+        base = await self._base() if self._is_change and not exactly else None
+        residuals = await self._residuals() if self._has_feedback and not exactly else None
         attempt = 1
         while True:
             receipt = await self.bus.publish(
                 updates_topic(job),
                 container,
-                codec=self.pipeline,
+                codec=pipeline,
                 headers=headers.to_headers(job),
                 key=self._key(attempt),
                 progress=progress,

@@ -35,10 +35,10 @@ from .events import Emitter, Event
 from .inbox import Inbox
 from .job import JobSpec, rounds_consumer, seed_consumer, state_name, updates_consumer, updates_topic
 from .layout import Layout
-from .models import GlobalModel, last_models
+from .models import GlobalModel, finder, last_models
 from .origin import ClosedRound, Origin
 from .records import Ledger, Records, Roster
-from .reducers.base import FindBase, Reducer, Workspace
+from .reducers.base import Reducer, Workspace
 from .reducers.spec import ReducerSpec
 from .root import Root
 from .rounds import Round
@@ -123,6 +123,7 @@ class Aggregator:
                     self._emit("interrupted", reason=str(error))
                     await asyncio.sleep(PAUSE)
         finally:
+            await self._origin.aclose()
             if self._reducer is not None:
                 await self._reducer.aclose()
 
@@ -168,7 +169,7 @@ class Aggregator:
                 max_in_flight=min(held, MAX_ACK_PENDING),
                 prefetch=PREFETCH,
             ) as deliveries,
-            Inbox(deliveries, self._spec.job) as inbox,
+            Inbox(self._bus, deliveries, self._spec.job) as inbox,
         ):
             while not model.final:
                 async with _beside(self._clean_up(model)):
@@ -182,10 +183,10 @@ class Aggregator:
         models = {model.round: model}
         if self._spec.staleness:
             models |= await last_models(self._bus, self._spec.job, self._spec.staleness + 1)
-        find_base = self._finder(models)
+        find_base = finder(self._bus, models)
         await reducer.begin(model.round, find_base)
         await reducer.reset()
-        opened = await self._open(model.round, min(models), reducer.least, ledger)
+        opened = await self._open(model, min(models), reducer.least, ledger)
         collector = Collector(self._bus, opened, models, reducer, self._emit, switch, time.monotonic)
         current = BusUpdate(await self._bus.fetch(model.info.id))
         closed = ClosedRound(model, opened, reducer, current, find_base)
@@ -209,9 +210,9 @@ class Aggregator:
         self._emit("settled", round=opened.number, updates=await collector.settle())
         return following_model
 
-    async def _open(self, number: int, oldest: int, least: int, ledger: Ledger) -> Round:
+    async def _open(self, model: GlobalModel, oldest: int, least: int, ledger: Ledger) -> Round:
         """The round as it stands: it may have begun before this process did, and be paused."""
-        wall, now = time.time(), time.monotonic()
+        number, wall, now = model.round, time.time(), time.monotonic()
         began = min(wall, await self._records.open(number, wall))
         paused, since = paused_for(ledger.orders, began, wall)
         ledger.orders.clear()  # from here on the switch tells
@@ -223,7 +224,7 @@ class Aggregator:
         self._emit(
             "round",
             round=number,
-            rounds=self._spec.rounds,
+            rounds=self._origin.rounds(model),
             sites=self._spec.full,
             expected=opened.expected,
             quorum=opened.enough,
@@ -257,17 +258,6 @@ class Aggregator:
             left=sorted(opened.left),
             metrics=opened.metrics(),
         )
-
-    def _finder(self, models: dict[int, GlobalModel]) -> FindBase:
-        known = {model.base: model.info.id for model in models.values()}
-
-        async def find(base: str) -> BusUpdate:
-            try:
-                return BusUpdate(await self._bus.fetch(known[base]))
-            except (KeyError, NotFound) as error:
-                raise FoldingInterrupted(f"the model {base} is gone") from error
-
-        return find
 
     async def _clean_up(self, model: GlobalModel) -> None:
         await self._origin.clean_up(model)

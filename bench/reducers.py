@@ -2,9 +2,9 @@
 
     python bench/reducers.py [--updates 4] [--mib 32] [--codec none] [--only median,krum:0]
 
-Each reducer has a process of its own. ``add`` is the time of all updates as they come (check or sum), ``close``
-that from the last update to the result; ``grown`` is by how much the process grew from when it was ready
-to its peak, the accumulator (N MiB in float32) included, unless ``--accumulator file`` keeps that on disk.
+Each reducer has a process of its own. ``add`` is the time of all updates as they come (check or sum),
+``close`` that from the last update to the result; ``grown`` is by how much the process grew from when it was
+ready to its peak, the accumulator (N MiB in float32) included unless ``--accumulator file`` keeps it on disk.
 """
 
 from __future__ import annotations

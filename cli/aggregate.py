@@ -17,34 +17,22 @@ if TYPE_CHECKING:
     from tensorbus.bus.client import Client
 
 
-class Share(click.ParamType):
-    """A share of something: ``80%``, or ``0.8``; as a float."""
-
-    name = "share"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            if isinstance(value, str) and value.endswith("%"):
-                return float(value[:-1]) / 100
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is no share; write 80% or 0.8", param, ctx)
+def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """A share of something, ``80%`` or ``0.8``, as a float."""
+    try:
+        return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no share; write 80% or 0.8") from None
 
 
-class Quorum(click.ParamType):
+def _quorum(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
     """A count, as an int, or a share, as the text that it is."""
-
-    name = "quorum"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if isinstance(value, int) or value.endswith("%"):
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a count nor a share such as 80%", param, ctx)
+    if value.endswith("%"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a count nor a share such as 80%") from None
 
 
 @click.command("aggregate")
@@ -53,7 +41,7 @@ class Quorum(click.ParamType):
 @click.option("--rounds", required=True, type=click.IntRange(min=1), help="How many rounds to run.")
 @click.option(
     "--quorum",
-    type=Quorum(),
+    callback=_quorum,
     default="100%",
     show_default=True,
     metavar="COUNT|SHARE",
@@ -76,6 +64,12 @@ class Quorum(click.ParamType):
     multiple=True,
     metavar="PATTERN",
     help="Tensors of such names are sent exactly, both ways, e.g. '*norm*'. Repeatable.",
+)
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tensors of such names never leave a site, e.g. '*embed*'; they stay as they are. Repeatable.",
 )
 @click.option(
     "--reducer",
@@ -120,7 +114,7 @@ class Quorum(click.ParamType):
 )
 @click.option(
     "--select",
-    type=Share(),
+    callback=_share,
     default="100%",
     show_default=True,
     metavar="SHARE",
@@ -161,6 +155,7 @@ def command(
     down: str,
     up: str,
     keep: tuple[str, ...],
+    skip: tuple[str, ...],
     reducer: str,
     deterministic: bool,
     accumulator: str,
@@ -202,7 +197,7 @@ def command(
         quorum=quorum,
         deadline=deadline,
         down=Pipeline.parse(down, keep).to_json(),
-        up=Pipeline.parse(up, keep).to_json(),
+        up=Pipeline.parse(up, keep, skip).to_json(),
         reducer=ReducerSpec.parse(reducer).to_json(),
         deterministic=deterministic,
         mode="sync" if buffered is None else "buffered",

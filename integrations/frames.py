@@ -1,25 +1,25 @@
 """Containers as frames in memory, for frameworks that carry the bytes themselves.
 
-A message's frames are cut into one part for each item, in the items' order: so a framework may treat an encoded
-model as it does a plain one, tensor by tensor, and neither end needs room for the whole message besides. What
-comes before the first item's slices is in its part, and what comes after the last one's in that.
+A message's frames are cut into one part for each item, in the items' order: so a framework may treat an
+encoded model as it does a plain one, tensor by tensor, and neither end needs room for the whole message
+besides. What comes before the first item's slices is in its part, and what comes after the last one's in
+that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 
+from tensorbus.bus.client.item_sink import DecodedItem, ItemSink
 from tensorbus.codecs.base import Sink
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.bus.client.item_sink import DecodedItem, ItemSink
 from tensorbus.errors import FrameError, InvalidSpecification
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.decoder import ContainerDecoder
-from tensorbus.streaming.frames import FRAME_BYTES, Frame, FrameParser, Kind
+from tensorbus.streaming.frames import FRAME_BYTES, Frame, FrameParser
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.sequence import MessageChecker
 from tensorbus.streaming.sinks import serializer_of
@@ -144,7 +144,13 @@ class Reader:
         return self._sink
 
 
-def pipeline_of(codec: str | Pipeline | None, keep: Iterable[str] = (), *, based: bool, where: str) -> Pipeline:
+def pipeline_of(
+    codec: str | Mapping[str, object] | Pipeline | None,
+    keep: Iterable[str] = (),
+    *,
+    based: bool,
+    where: str,
+) -> Pipeline:
     """The pipeline that somebody asks for, which has to be one that works here.
 
     Args:
@@ -156,11 +162,12 @@ def pipeline_of(codec: str | Pipeline | None, keep: Iterable[str] = (), *, based
     """
     pipeline = Pipeline.parse(codec, keep)
     for stage in pipeline.stages:
-        if not stage.undone and stage.name == "feedback":
-            raise InvalidSpecification(f"{where}: feedback needs a place for what it keeps, which there is not")
+        if stage.name == "feedback":
+            raise InvalidSpecification(
+                f"{where}: feedback needs a place for what it keeps, and there is none"
+            )
         if stage.against_base and not based:
-            raise InvalidSpecification(f"{where}: {stage.name} needs a base that both ends hold; there is none")
-    return replace(pipeline)
-
-
-__all__ = ["Kind", "Parts", "Reader", "pipeline_of"]
+            raise InvalidSpecification(
+                f"{where}: {stage.name} needs a base that both ends hold, and there is none"
+            )
+    return pipeline

@@ -1,8 +1,8 @@
 """ModelTensors: which tensors of a torch model travel in a federation, and under which names.
 
-Of a `peft.PeftModel` they are those of its active adapter, as PEFT writes them to a file; of any other model its
-state_dict. Tied weights are one tensor with several names: a global model need not have them all, since files
-that transformers writes have one of them only.
+Of a `peft.PeftModel` they are those of its active adapter, as PEFT writes them to a file; of any other model
+its state_dict. Tied weights are one tensor with several names: a global model need not have them all, since
+files that transformers writes have one of them only.
 """
 
 # torch and peft are typed in part only.
@@ -99,7 +99,8 @@ class ModelTensors:
             if names
         ]
         hint = (
-            "; of a PeftModel only the adapter travels: start the job from a folder that save_pretrained() wrote"
+            "; of a PeftModel only the adapter travels: start the job from a folder that "
+            "save_pretrained() wrote"
             if self._adapter is not None
             else ""
         )

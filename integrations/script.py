@@ -78,17 +78,27 @@ def run(script: Path, arguments: tuple[str, ...], callback: FederatedCallback) -
     help="Address of the broker.",
 )
 @click.option("--token", envvar="TENSORBUS_TOKEN", show_envvar=True, help="Access token.")
-@click.option("--tls-ca", envvar="TENSORBUS_TLS_CA", show_envvar=True, help="Authorities (PEM) of an https broker.")
-@click.option("--tls-cert", envvar="TENSORBUS_TLS_CERT", show_envvar=True, help="This site's certificate (PEM).")
+@click.option(
+    "--tls-ca", envvar="TENSORBUS_TLS_CA", show_envvar=True, help="Authorities (PEM) of an https broker."
+)
+@click.option(
+    "--tls-cert", envvar="TENSORBUS_TLS_CERT", show_envvar=True, help="This site's certificate (PEM)."
+)
 @click.option("--tls-key", envvar="TENSORBUS_TLS_KEY", show_envvar=True, help="Its private key (PEM).")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     help="Of the optimizer in a round.  [default: what the script asks for, divided by the job's rounds]",
 )
-@click.option("--base", type=click.Path(exists=True), help="What the models are changes from, if the job says so.")
-@click.option("--state", type=click.Path(file_okay=False), help="What the job makes a site keep.  [TENSORBUS_STATE]")
-@click.option("--reset-optimizer", is_flag=True, help="Forget the optimizer's moments with each global model.")
+@click.option(
+    "--base", type=click.Path(exists=True), help="What the models are changes from, if the job says so."
+)
+@click.option(
+    "--state", type=click.Path(file_okay=False), help="What the job makes a site keep.  [TENSORBUS_STATE]"
+)
+@click.option(
+    "--reset-optimizer", is_flag=True, help="Forget the optimizer's moments with each global model."
+)
 @click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(

@@ -6,11 +6,11 @@
 
 or, without touching the script, whose every Trainer then has the callback:
 
-    python -m tensorbus.integrations.transformers --job sft --site a --url http://broker:8080 train.py --epochs 3
+    python -m tensorbus.integrations.transformers --job sft --site a --url http://broker:8080 train.py …
 
-Strategy. The Trainer stays in charge: batches, learning rate, evaluation and checkpoints are as in the script. When
-a round's steps are done, the callback submits the model and holds the Trainer up until the next one is there, which
-takes the values' place in the same tensors. The job's end is the training's end.
+Strategy. The Trainer stays in charge: batches, learning rate, evaluation and checkpoints are as in the
+script. When a round's steps are done, the callback submits the model and holds the Trainer up until the next
+one is there, which takes the values' place in the same tensors. The job's end is the training's end.
 """
 
 # transformers is typed in part only.
@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tensorbus.aggregator.job import check_name
 from tensorbus.aggregator.sync import SyncParticipant
 from tensorbus.bus.client.sync import SyncClient
 from tensorbus.errors import InvalidRequest, JobError, TensorbusError
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FederatedCallback"]
 
+T = TypeVar("T")
+
 
 class FederatedCallback(TrainerCallback):
     """Makes the Trainer that it is added to one site of one job.
 
-    The tensors that travel are those of the model's state_dict, of a PeftModel those of its adapter. An update's
-    weight is the number of examples that the model was trained on in the round, its metric the mean loss.
+    The tensors that travel are those of the model's state_dict, of a PeftModel those of its adapter. An
+    update's weight is the number of examples that the model was trained on in the round, its metric the mean
+    loss.
 
     Args:
         bus: URL of the broker, or a SyncClient, which is then left open.
@@ -75,18 +79,18 @@ class FederatedCallback(TrainerCallback):
     ) -> None:
         if steps is not None and steps < 1:
             raise InvalidRequest(f"{steps} steps a round are none; give 1 or more, or leave it to the job")
-        self._job = job
         self._steps = steps
         self._reset = reset_optimizer
-        self._bus = SyncClient(bus, token) if isinstance(bus, str) else bus
-        self._owned = isinstance(bus, str)
-        self._options = {"job": job, "site": site, "base": base, "state": state}
+        self._bus = bus
+        self._token = token
+        self._options: dict[str, Any] = {
+            "job": check_name(job, "job"),
+            "site": check_name(site, "site"),
+            "base": base,
+            "state": state,
+        }
+        self._client: SyncClient | None = None
         self._run: TrainingRun | None = None
-        try:
-            SyncParticipant(self._bus, **self._options)  # names are checked here, and not hours later
-        except BaseException:
-            self.close()
-            raise
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,14 +98,20 @@ class FederatedCallback(TrainerCallback):
         """Load the first model, which is waited for."""
         if args.world_size > 1:
             raise JobError(
-                f"this training runs in {args.world_size} processes, and FederatedCallback is for one; let each "
+                f"this training runs in {args.world_size} processes, and FederatedCallback is for one; let the "
                 "site train in one process, or take part with SyncParticipant in the first one"
             )
-        participant = SyncParticipant(self._bus, **self._options)
-        run = TrainingRun(self._bus, participant, kwargs["model"], state.max_steps, self._steps)
-        self._run = run
-        self._guarded(run.begin)
-        control.should_training_stop = run.over
+        client = self._client = (
+            SyncClient(self._bus, self._token) if isinstance(self._bus, str) else self._bus
+        )
+
+        def begin() -> bool:
+            participant = SyncParticipant(client, **self._options)
+            run = self._run = TrainingRun(client, participant, kwargs["model"], state.max_steps, self._steps)
+            run.begin()
+            return run.over
+
+        control.should_training_stop = self._guarded(begin)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,32 +129,37 @@ class FederatedCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the job, if it is not over; the model is its final one, if it is."""
-        run, self._run = self._run, None
-        if run is not None:
-            again = bool(args.load_best_model_at_end)
-            self._guarded(lambda: run.end("its training has ended", final_again=again))
+        self._end("its training has ended", final_again=bool(args.load_best_model_at_end))
 
     def close(self, reason: str = "its script has ended") -> None:
-        """Leave a job that is under way, and close the connection; for a script that ends in an error."""
-        run, self._run = self._run, None
-        try:
-            if run is not None:
-                run.end(reason)
-        finally:
-            if self._owned:
-                self._bus.close()
+        """Leave a job that is under way; for a script whose training has ended in an error of its own."""
+        self._end(reason)
 
-    def _guarded(self, work: Callable[[], Any]) -> Any:
+    def _end(self, reason: str, *, final_again: bool = False) -> None:
+        run = self._run
+        if run is not None:
+            self._guarded(lambda: run.end(reason, final_again=final_again))
+            self._let_go()
+
+    def _guarded(self, work: Callable[[], T]) -> T:
         """Do ``work``; an error ends the run, and the training."""
         try:
             return work()
         except BaseException as error:
-            if self._run is not None:
-                self._run.close()
-                self._run = None
             if isinstance(error, TensorbusError):
-                log.error("%s", explained(error, self._job))
+                log.error("%s", explained(error, self._options["job"]))
+            self._let_go()
             raise
+
+    def _let_go(self) -> None:
+        run, self._run = self._run, None
+        client, self._client = self._client, None
+        try:
+            if run is not None:
+                run.close()
+        finally:
+            if client is not None and client is not self._bus:
+                client.close()
 
 
 if __name__ == "__main__":

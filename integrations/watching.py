@@ -1,7 +1,7 @@
 """Watcher: how many examples a model was trained on, and with what loss, whoever trains it.
 
-Strategy. A hook on the model sees every batch that goes through it and every output. It looks while the model is
-in training mode, so evaluation does not count; the last, smaller batch of an epoch counts as what it is.
+Strategy. A hook on the model sees every batch that goes through it and every output. It looks while the model
+is in training mode, so evaluation does not count; the last, smaller batch of an epoch counts as what it is.
 """
 
 # torch is typed in part only.

@@ -1,7 +1,8 @@
 """Folders of PEFT adapters, published and received without being loaded, and without PEFT.
 
-Such a folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; other files in it (a model card, a
-tokenizer) stay where they are. The configuration travels in the envelope's metadata, under its file's name.
+Such a folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; other files in it (a model
+card, a tokenizer) stay where they are. The configuration travels in the envelope's metadata, under its file's
+name.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class AdapterSink(Sink):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make the folder {str(folder)!r}: {error.strerror or error}") from error
+            raise StorageError(
+                f"cannot make the folder {str(folder)!r}: {error.strerror or error}"
+            ) from error
         rest = {name: text for name, text in metadata.items() if name != CONFIG}
         # Without a format, transformers and PEFT refuse a file that has metadata.
         self._weights = SafetensorsSink(self._folder / WEIGHTS, {"format": "pt", **rest})

@@ -34,7 +34,7 @@ from .sources import Source
 from .specs import to_entry
 from .tally import Tally
 
-__all__ = ["ContainerDecoder", "ContainerEncoder", "EncodedFrame", "SliceEvent"]
+__all__ = ["CLOSE_BYTES", "ContainerDecoder", "ContainerEncoder", "EncodedFrame", "SliceEvent"]
 
 _NOTHING = memoryview(b"")
 CLOSE_BYTES = len(Tally().close(0, 0, 0))

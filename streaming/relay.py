@@ -21,10 +21,17 @@ from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.errors import FrameSequenceError, StorageError, StoreDamaged, TensorbusError, UnsupportedContainer
+from tensorbus.errors import (
+    FrameSequenceError,
+    StorageError,
+    StoreDamaged,
+    TensorbusError,
+    UnsupportedContainer,
+)
 
 from . import checksum
-from .container import CLOSE_BYTES, ContainerEncoder, EncodedFrame, Encoder
+from .container import CLOSE_BYTES, ContainerEncoder, EncodedFrame
+from .encoder import Encoder
 from .frames import CHECKED, MAGIC, PRELUDE, VERSION, Frame, Kind, encode_frame
 from .headers import Envelope, HeaderValue, SliceHeader, Totals
 from .limits import DEFAULT_LIMITS, FRAME_BYTES

@@ -53,6 +53,11 @@ class Reducer(ABC):
         """How many updates it needs at least."""
         return 1
 
+    @property
+    def takes_partials(self) -> bool:
+        """Whether ``add`` takes the exact sums of a region; see `partials`."""
+        return False
+
     async def begin(self, number: int, find_base: FindBase) -> None:  # noqa: B027  most need neither
         """Round ``number`` is the open one, now or again after a restart; called before ``reset``.
 
@@ -92,8 +97,18 @@ class Reducer(ABC):
             UpdateRefused: one of the updates cannot be used after all; ``reset``, and add the others again.
         """
 
+    def partial(self) -> Sequence[Item]:
+        """The exact sums of all updates so far, as items of a message that ``add`` takes; see `partials`.
+
+        Valid until ``reset`` or the next ``add``, and not after ``close``.
+
+        Raises:
+            InvalidSpecification: this reducer has none.
+        """
+        raise InvalidSpecification(f"{type(self).__name__} has no exact sums to be sent upward")
+
     def values(self, name: str) -> Accumulator | None:
-        """What the closed round's item of this name is read from, flat and to be overwritten; until ``reset``.
+        """What the closed round's item of this name is read from, flat and writable; until ``reset``.
 
         float32 for tensors of float32, float16 and bfloat16, float64 for the others; for server optimisers,
         which go on with it in place. None if no update has the tensor, so that it stays as it is.
@@ -104,7 +119,8 @@ class Reducer(ABC):
         Raises:
             InvalidSpecification: this reducer has no such arrays.
         """
-        raise InvalidSpecification(f"no server optimiser can follow {type(self).__name__}: it lacks values()")
+        kind = type(self).__name__
+        raise InvalidSpecification(f"no server optimiser can follow {kind}: it lacks values()")
 
     async def commit(self, number: int) -> None:  # noqa: B027  most reducers have no state
         """The model of round ``number``, made of what ``close`` gave, is sealed: keep the state that goes with it.

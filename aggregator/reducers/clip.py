@@ -102,6 +102,9 @@ class Clipping(Reducer):
     async def close(self, current: Update, find_base: FindBase) -> Sequence[Item]:
         return await self._combiner.close(current, find_base)
 
+    def partial(self) -> Sequence[Item]:
+        return self._combiner.partial()
+
     def values(self, name: str) -> Accumulator | None:
         return self._combiner.values(name)
 

@@ -36,6 +36,10 @@ class Exact(Averaging):
         self._exact = ExactSums(layout.specs, workspace)
         super().__init__(layout, workspace, self._exact, Weights(exact=True))
 
+    @property
+    def takes_partials(self) -> bool:
+        return True
+
     async def add(self, update: Update, contribution: Contribution, told: Told) -> None:
         """See `Reducer`. A contribution that is ``partial`` is the sums of many, with weights of their own.
 
@@ -51,10 +55,7 @@ class Exact(Averaging):
         await super().add(update, contribution, told)
 
     def partial(self) -> Sequence[Item]:
-        """The sums of all updates so far and what they count for: items of a message that ``add`` takes.
-
-        Valid until ``reset`` or the next ``add``, and not after ``close``. See `partials`.
-        """
+        """See `Reducer`: the sums of all updates so far and what they count for."""
         tensors = [self._exact.raw(name) for name in self._weights.totals]
         keys = self._extras.keys()
         extras = [self._extras.item(name) for name in keys]

@@ -58,6 +58,10 @@ class Optimizing(Reducer):
     def least(self) -> int:
         return self._combiner.least
 
+    @property
+    def takes_partials(self) -> bool:
+        return self._combiner.takes_partials
+
     async def begin(self, number: int, find_base: FindBase) -> None:
         await self._combiner.begin(number, find_base)
         # Looked at now, and not when the updates are in.

@@ -109,7 +109,15 @@ ONE_WAY = (
 )
 """Which direction is it that needs the feedback?"""
 SMALLEST = "delta | feedback | rotate | lloyd:2"
-WITH_LORA = ("delta | nf4", SMALLEST, "int8", "nf4", "delta | int8", "delta | uniform")
+WITH_LORA = (
+    "delta | nf4",
+    "delta | feedback | nf4",
+    SMALLEST,
+    "int8",
+    "nf4",
+    "delta | int8",
+    "delta | uniform",
+)
 SEEDS = (0, 1, 2)
 LENGTHS = {"small-1": (12, 8), "small-4": (10, 5), "small-8": (10, 4), "lora-1": (8, 4)}
 """Rounds, and steps in each."""

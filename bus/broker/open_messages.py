@@ -60,7 +60,15 @@ class OpenMessages:
         self._consumers = consumers
         self._quotas = quotas
         self._host = UploadHost(
-            store, settings, workers, clock, self._changed, consumers.followers, self._parked, quotas.terms
+            store,
+            settings,
+            workers,
+            clock,
+            self._changed,
+            consumers.followers,
+            self._parked,
+            quotas.look_up,
+            quotas.terms,
         )
         self._uploads: dict[str, Upload] = {}
         self._keys: dict[tuple[str, str], Upload] = {}

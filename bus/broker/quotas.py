@@ -85,6 +85,11 @@ class Quotas:
         self._accounts = {name: account for name, account in self._accounts.items() if account.leases}
         return Lease([self._shared(account) for account in accounts], size) if accounts else None
 
+    async def look_up(self, message: OpenMessage) -> None:
+        """Bring the accounts that an open message is in up to date."""
+        for account in await self.prepare(message.topic, message.owner, message.quota):
+            self._shared(account)
+
     async def decided(self, accounts: Sequence[Account], size: int | None) -> bool:
         """Whether `lease` can be believed. If not, what is in doubt was waited for: ``prepare`` once more."""
         for account in map(self._shared, accounts):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -57,6 +57,7 @@ class UploadHost:
         changed: called when the message's envelope is known, when it was sealed and when it was aborted.
         followers: the deliveries of a message that were handed out while it was open.
         parked: called when an upload has no writer any more, but what it needs to go on at once.
+        look_up: look again what is stored beside the message in its quotas.
         terms: on which a message may be listed.
         running: shared by all uploads.
     """
@@ -68,6 +69,7 @@ class UploadHost:
     changed: Callable[[OpenMessage], None]
     followers: Callable[[OpenMessage], Sequence[StoredDelivery]]
     parked: Callable[[Upload], None]
+    look_up: Callable[[OpenMessage], Awaitable[None]]
     terms: Callable[[OpenMessage], Terms] = _no_terms
     running: Running = field(default_factory=Running)
 
@@ -107,6 +109,7 @@ class Upload:
         self._received = 0
         self._failure: Exception | None = None
         self._sealing: asyncio.Task[Receipt] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._cleanup_task: asyncio.Task[None] | None = None
         if kept is None:
             self._intake = self._new_intake(size)
@@ -189,6 +192,7 @@ class Upload:
         """
         self._check()
         await self._writer().write(chunk)
+        await self._looked()
 
     def take(self, view: memoryview) -> None:
         """As ``write``, in the calling thread, which blocks: `Inflow.take`."""
@@ -199,11 +203,13 @@ class Upload:
         """To be awaited after ``take``: waits while the disk is behind. Raises as ``write``."""
         self._check()
         await self._writer().pace()
+        await self._looked()
 
     async def flush(self) -> None:
         """Wait until all that was written is verified and kept, so that ``offset`` counts it."""
         self._check()
         await self._writer().flush()
+        await self._looked()
 
     def hold(self, digest: Digest) -> None:
         """What is written from now on counts only if ``verify`` says so."""
@@ -365,6 +371,8 @@ class Upload:
             return
         self._received += inflow.received
         await inflow.quiet()
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
         if isinstance(inflow.failure, StorageError) and not isinstance(inflow.failure, StorageFull):
             # What the disk did not take once cannot be trusted to be there later.
             self._fail(inflow.failure)
@@ -449,13 +457,34 @@ class Upload:
 
     def _grown(self) -> None:
         """More has come: there must be room for it."""
+        if self._looking is not None:
+            return
         if self.message.lease is not None and self._inflow is not None:
             try:
                 self.message.lease.cover(self._inflow.intake.size)
-            except QuotaExceeded as problem:
-                self._inflow.fail(problem)
+            except QuotaExceeded:
+                self._looking = self._workers.start(self._look_again(self._inflow))
                 return
         self._show()
+
+    async def _look_again(self, inflow: Inflow) -> None:
+        """There is no room by what was stored when something last began; but some of it may be gone."""
+        try:
+            await self._host.look_up(self.message)
+            if self.message.lease is not None:
+                self.message.lease.cover(inflow.intake.size)
+            self._show()
+        except TensorbusError as problem:
+            inflow.fail(problem)
+        finally:
+            self._looking = None
+
+    async def _looked(self) -> None:
+        """Wait until it is known whether there is room for all that has come. Raises QuotaExceeded."""
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
+            self._check()
+            self._writer().check()
 
     def _show(self) -> None:
         """Let readers have what has been verified and written."""
@@ -482,6 +511,7 @@ class Upload:
         intake = inflow.intake
         try:
             await inflow.flush()
+            await self._looked()
             self._check()
             totals = intake.finish()
             body = intake.body()

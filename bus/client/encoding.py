@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tensorbus.streaming.ahead import buffers_for
 from tensorbus.streaming.buffers import BufferPool
-from tensorbus.streaming.container import ContainerEncoder, EncodedFrame
+from tensorbus.streaming.container import EncodedFrame
+from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.resumption import Resumption
 
 from .progress import Progress
@@ -48,7 +49,7 @@ class Encoding:
 
     def __init__(
         self,
-        encoder: ContainerEncoder,
+        encoder: Encoder,
         threads: int,
         there: Resumption | None = None,
         skip: int = 0,

@@ -7,7 +7,7 @@ from typing import cast
 
 from tensorbus.bus import messages
 from tensorbus.streaming.buffers import BufferPool
-from tensorbus.streaming.container import ContainerEncoder
+from tensorbus.streaming.encoder import Encoder
 
 from .lanes import SMALL, Lanes
 from .outgoing import Outgoing
@@ -36,12 +36,12 @@ class Handing:
         """Nothing is left at the broker."""
 
 
-def is_small(encoder: ContainerEncoder) -> bool:
+def is_small(encoder: Encoder) -> bool:
     """Whether a message is worth being made as a whole."""
     return max(encoder.original_bytes, encoder.wire_bytes or 0) <= SMALL
 
 
-def encoded(encoder: ContainerEncoder) -> bytes:
+def encoded(encoder: Encoder) -> bytes:
     """All of a small message.
 
     Raises:

@@ -25,6 +25,7 @@ from tensorbus.streaming.specs import to_spec
 from .bases import Bases
 from .connection import Connection, segment
 from .downloads import Download
+from .frames_file import save_frames
 from .held_frames import HeldFrames, Here, entries_of
 from .item_sink import DecodedItem, ItemSink
 from .opening import read_envelope
@@ -237,6 +238,13 @@ class Message:
             lambda envelope: open_file_sink(envelope, path), progress, await self._context(), blocking=True
         )
         await reading.run()
+
+    async def save_frames(self, path: str | PathLike[str], progress: ProgressCallback | None = None) -> None:
+        """Write the message to a file as it came, checked but not decoded: what `RelaySource` passes on.
+
+        Raises as `save`, but for what is wrong with its values.
+        """
+        await save_frames(self._connection, self.info, path, ProgressReporter(progress))
 
     async def item(self, name: str, progress: ProgressCallback | None = None) -> DecodedItem:
         """One decoded item; nothing else is fetched.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tensorbus.bus import messages
 from tensorbus.errors import TensorbusError
-from tensorbus.streaming.container import ContainerEncoder
+from tensorbus.streaming.encoder import Encoder
 
 from .body import Body
 from .connection import Connection, json_object, segment
@@ -30,7 +30,7 @@ class Posting:
         self,
         connection: Connection,
         outgoing: Outgoing,
-        encoder: ContainerEncoder,
+        encoder: Encoder,
         reporter: ProgressReporter,
     ) -> None:
         self._connection = connection

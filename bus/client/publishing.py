@@ -9,7 +9,8 @@ from typing import TypeVar
 from tensorbus.bus import messages
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.streaming.container import ContainerEncoder
+from tensorbus.streaming.encoder import Encoder
+from tensorbus.streaming.relay import encoder_of
 
 from .connection import TRANSIENT, Connection
 from .handing import Handing, encoded, is_small
@@ -90,7 +91,7 @@ class Publication:
             begun = await self._connection.in_thread(lambda: residuals.begin(outgoing.key))
             context = replace(context, residuals=begun)
         encoder = await self._where_it_belongs(
-            lambda: ContainerEncoder(outgoing.source, outgoing.pipeline, outgoing.headers, context=context)
+            lambda: encoder_of(outgoing.source, outgoing.pipeline, outgoing.headers, context)
         )
         sending = await self._sending(encoder)
         try:
@@ -110,7 +111,7 @@ class Publication:
             return work()
         return await self._connection.in_thread(work)
 
-    async def _sending(self, encoder: ContainerEncoder) -> Posting | Uploading | Handing:
+    async def _sending(self, encoder: Encoder) -> Posting | Uploading | Handing:
         outgoing = self._outgoing
         if self._residuals is None and not self._reporter.wanted and is_small(encoder):
             body = await self._where_it_belongs(lambda: encoded(encoder))
@@ -135,7 +136,7 @@ class Publication:
                 await attempts.after(error)
 
     def _receipt(
-        self, stored: messages.Receipt, encoder: ContainerEncoder, sending: Posting | Uploading | Handing
+        self, stored: messages.Receipt, encoder: Encoder, sending: Posting | Uploading | Handing
     ) -> Receipt:
         return Receipt(
             id=stored.id,

@@ -28,7 +28,7 @@ from tensorbus.errors import (
     NotFound,
     TensorbusError,
 )
-from tensorbus.streaming.container import ContainerEncoder
+from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.resumption import Resumption
 
 from .body import Body
@@ -65,7 +65,7 @@ class Uploading:
         self,
         connection: Connection,
         outgoing: Outgoing,
-        encoder: ContainerEncoder,
+        encoder: Encoder,
         reporter: ProgressReporter,
         *,
         lasting: bool,

@@ -40,6 +40,8 @@ PLAN = Plan(
     library_publishers=1,
     library_workers=1,
     weights={"broker": 10, "publisher": 5, "worker": 4, "library_publisher": 3, "library_worker": 2},
+    pace=0.2,
+    work=1,
 )
 
 
@@ -66,4 +68,4 @@ def test_no_kill_breaks_a_promise(tmp_path: Path) -> None:
         seen = Counter(event.what for event in world.events())
         print(f"{sum(world.kills.values())} kills {world.kills}, {dict(seen)}")
     assert sum(world.kills.values()) == KILLS
-    assert seen["stored"] > KILLS and seen["acked"] > KILLS, "too little happened to prove anything"
+    assert seen["stored"] >= KILLS and seen["acked"] >= KILLS, "too little happened to prove anything"

@@ -118,7 +118,7 @@ async def test_a_cancelled_job_ends_for_everybody_and_keeps_its_last_model(bus: 
         trains = Participant(bus, job="sft", site="b")
         rounds = trains.rounds()
         task = await anext(rounds)
-        waits = asyncio.create_task(anext(Participant(bus, job="sft", site="a").rounds()))
+        waits = asyncio.ensure_future(anext(Participant(bus, job="sft", site="a").rounds()))
         await watch.seen("folded")
         await give_order(bus, "sft", "cancel")
         with pytest.raises(JobCancelled):

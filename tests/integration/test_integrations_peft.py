@@ -107,7 +107,7 @@ async def test_a_folder_arrives_as_a_folder_that_peft_loads(bus: Client, tmp_pat
 
 
 async def test_an_adapter_is_quantised_as_any_model(bus: Client, tmp_path: Path) -> None:
-    """bf16 on the wire, fp32 in the folder; a folder that is there gets the new adapter, its other files stay."""
+    """bf16 on the wire, fp32 in the folder; in a folder that is there, other files stay."""
     model = with_adapter()
     step(model)
     sent = written(tmp_path / "sent", model)
@@ -127,9 +127,7 @@ async def test_one_file_can_be_had_too_and_becomes_a_folder_again(bus: Client, t
     await message.save(tmp_path / "one.safetensors")
     again = await bus.fetch((await bus.publish("adapters.demo", tmp_path / "one.safetensors")).id)
     await again.save(tmp_path / "got")
-    torch.testing.assert_close(
-        logits(loaded(tmp_path / "got")), logits(loaded(sent)), rtol=0, atol=0
-    )
+    torch.testing.assert_close(logits(loaded(tmp_path / "got")), logits(loaded(sent)), rtol=0, atol=0)
 
 
 async def test_other_folders_are_refused(bus: Client, tmp_path: Path) -> None:
@@ -142,7 +140,11 @@ async def test_other_folders_are_refused(bus: Client, tmp_path: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UnsupportedContainer, match="is a pickle, which is never read"):
         await bus.publish("adapters.demo", folder)
-    for text, error in (("[]", UnsupportedContainer), ("{", UnsupportedContainer), ("x" * 99_999, LimitExceeded)):
+    for text, error in (
+        ("[]", UnsupportedContainer),
+        ("{", UnsupportedContainer),
+        ("x" * 99_999, LimitExceeded),
+    ):
         broken = written(tmp_path / "broken", with_adapter())
         (broken / FILES[0]).write_text(text)
         with pytest.raises(error, match=r"adapter_config\.json"):

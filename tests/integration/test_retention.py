@@ -252,6 +252,22 @@ async def test_a_body_of_unknown_size_is_stopped_where_the_room_ends(broker: Bro
     assert (await publish(broker)).seq == 1
 
 
+async def test_a_body_of_unknown_size_gets_the_room_that_was_made(broker: Broker) -> None:
+    """What was there when it began, and is gone by now, takes none of it."""
+    await broker.put_policy("p", PolicyConfig("a.b", max_bytes=100_000, discard="new"))
+    before = await publish(broker, size=60_000)
+    frames = body(80_000)
+    upload = await broker.begin("a.b")
+    assert isinstance(upload, Upload)
+    async with upload:
+        await upload.write(frames[:30_000])
+        await broker.delete(before.id)
+        for start in range(30_000, len(frames), 10_000):
+            await upload.write(frames[start : start + 10_000])
+        receipt = await upload.seal()
+    assert await kept(broker) == [receipt.id]
+
+
 async def test_a_limit_that_came_meanwhile_is_not_exceeded(broker: Broker) -> None:
     """What was begun before there was a policy is judged by it when it is to be listed."""
     frames = body()

@@ -31,6 +31,11 @@ def made_of(folder: Path, text: str, federation: Federation) -> Reducer:
     return ReducerSpec.parse(text).build(federation.layout, Workspace(lambda: folder))
 
 
+def jolted(value: Array, random: np.random.Generator) -> Array:
+    """A tensor with noise, in its dtype."""
+    return (value + random.normal(size=value.shape)).astype(value.dtype)
+
+
 async def one_round(reducer: Reducer, number: int, model: dict[str, Any], seed: int) -> dict[str, Any]:
     """Round ``number``, from this model: two sites that move it by noise, as whole models."""
     federation = Federation(number)
@@ -40,7 +45,7 @@ async def one_round(reducer: Reducer, number: int, model: dict[str, Any], seed: 
         moved: dict[str, object] = {
             name: bfloat16(value.values + random.normal(size=value.values.shape))
             if isinstance(value, BFloat16)
-            else (value + random.normal(size=value.shape)).astype(value.dtype)
+            else jolted(value, random)
             for name, value in model.items()
         }
         federation.update(site, moved)
@@ -63,10 +68,7 @@ def pseudo_gradients(models: list[dict[str, Any]], seed: int) -> list[dict[str, 
     for number, model in enumerate(models[:-1], start=1):
         random = np.random.default_rng([seed, number])
         sites = [
-            {
-                name: np.asarray((value + random.normal(size=value.shape)).astype(value.dtype), np.float64)
-                for name, value in model.items()
-            }
+            {name: np.asarray(jolted(value, random), np.float64) for name, value in model.items()}
             for _ in "ab"
         ]
         found.append({name: (sites[0][name] + sites[1][name]) / 2 - model[name] for name in model})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,7 @@ async def test_median_and_trimmed_mean_are_those_of_each_number(
 @pytest.mark.parametrize("codec", ["none", "delta | nf4", "same | none"])
 async def test_a_round_in_which_nothing_changed_gives_the_very_same_model(text: str, codec: str) -> None:
     """Bit for bit, denormal numbers included, for even and odd numbers of updates."""
-    model = {
+    model: dict[str, Any] = {
         "f": np.array([1.1, -0.7, 1e-45, 3e38, 1e30] * 80, np.float32),
         "d": np.array([0.1, -1e-320, 1e300] * 30),
         "h": bfloat16(np.array([1 / 3, 1e-40] * 50)),

@@ -124,9 +124,11 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     load = {"upper": Upper, "mean": Upper, "no-step": Path}
     monkeypatch.setattr(EntryPoint, "load", lambda self: load[self.name])  # pyright: ignore
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group, name=None: [one for one in points if name in (None, one.name)]
-    )
+
+    def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [one for one in points if one.group == group and name in (None, one.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
 
 
 @pytest.mark.usefixtures("plugged")

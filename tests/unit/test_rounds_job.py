@@ -33,8 +33,9 @@ SPEC: dict[str, Any] = {"job": "sft", "sites": 3, "rounds": 5, "quorum": 2, "dea
 
 def test_a_specification_survives_the_way_through_a_header() -> None:
     """What the aggregator decides is what a site reads, pipelines included."""
+    settings: dict[str, Any] = SPEC | {"quorum": "80%"}
     spec = JobSpec(
-        **SPEC | {"quorum": "80%"},
+        **settings,
         down={"quantizer": {"name": "none"}, "keep": ["*norm*"]},
         reducer="trimmed:0.1 | fedadam:lr=0.01",
         mode="buffered",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -97,6 +98,26 @@ class History:
         """Write an event down."""
         document = {name: value for name, value in asdict(event).items() if value is not None}
         os.write(self._file, json.dumps(document).encode() + b"\n")
+
+
+class Tally:
+    """How many events of each kind there are in a folder, while they are written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+        self._seen: Counter[str] = Counter()
+
+    def counts(self) -> Counter[str]:
+        """Those so far; only what has come since the last call is read."""
+        for path in self._folder.glob("*.jsonl"):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._read[path] = self._read.get(path, 0) + len(line)
+                        self._seen[json.loads(line)["what"]] += 1
+        return self._seen
 
 
 _KNOWN = {each.name for each in fields(Event)}

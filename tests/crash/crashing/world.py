@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .checker import Violation, check
-from .history import Event, History, read_events
+from .history import Event, History, Tally, read_events
 from .payloads import FrameError, sha256, unpack
 from .wire import Answer, Unreachable, Wire, shown
 
@@ -26,6 +26,8 @@ READY_WITHIN = 60.0
 """Seconds that a broker may take to start, on a machine that does a lot else."""
 DRAINED_WITHIN = 120.0
 """Seconds after the last kill by which everything must have been acknowledged and settled."""
+BUSY_WITHIN = 60.0
+"""Seconds in which something must be stored and acknowledged between two kills."""
 TIDY_WITHIN = 15.0
 """Seconds after that by which policies must have removed what they remove."""
 LIBRARY = "library"
@@ -50,6 +52,8 @@ class Plan:
         library_publishers, library_workers: as many that use the client library; see there.
         weights: how likely a kind of process is the next to be killed.
         pace: mean of the seconds from one kill to the next.
+        work: messages that must have been stored, and acked by workers, for each kill: a slow machine gets
+            more time.
         serve: further options of ``tensorbus serve``.
         environment: further variables of the broker's process.
         troubled: the broker's disk fails now and then, so that it answers with 500 and 507.
@@ -64,6 +68,7 @@ class Plan:
     library_workers: int = 0
     weights: Mapping[str, int] = field(default_factory=lambda: {"broker": 5, "publisher": 3, "worker": 2})
     pace: float = 0.25
+    work: int = 0
     serve: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     troubled: bool = False
@@ -87,6 +92,7 @@ class World:
         self._log = (folder / "broker.log").open("ab")
         self._chance = random.Random(seed)
         self._history = History(self._folder / "harness.jsonl")
+        self._tally = Tally(self._folder)
         self._audits = 0
         self._port = _free_port()
         self._wire = Wire(self._port)
@@ -213,9 +219,13 @@ class World:
 
         A broker is mostly given the time to start, so that something happens between the kills; one in eight
         is killed while it starts, in the midst of its recovery.
+
+        Raises:
+            Stuck: nothing happens between the kills.
         """
         until = sum(self.kills.values()) + times
         while sum(self.kills.values()) < until:
+            self._await_work()
             time.sleep(min(2.0, self._chance.expovariate(1 / self.plan.pace)))
             victim = self._chance.choices(list(self.plan.weights), list(self.plan.weights.values()))[0]
             if victim == "broker":
@@ -228,6 +238,15 @@ class World:
                 self._kill_other(victim)
             self.kills[victim] += 1
         self.await_broker()
+
+    def _await_work(self) -> None:
+        """Until so much has been done that one more kill proves something."""
+        least = self.plan.work * (sum(self.kills.values()) + 1)
+        deadline = time.monotonic() + BUSY_WITHIN
+        while min(self._tally.counts()[what] for what in ("stored", "acked")) < least:
+            if time.monotonic() > deadline:
+                raise Stuck(f"{dict(self._tally.counts())} after {self.kills}: {self.broker_log[-3000:]}")
+            time.sleep(0.02)
 
     def _kill_other(self, kind: str) -> None:
         name = self._chance.choice([name for name in self._others if name.startswith(kind)])
