@@ -14,7 +14,7 @@ KERNELS := $(VENV)/.kernels
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help install kernels demo test check bench bench-broker clean
+.PHONY: help install kernels demo test check bench bench-broker bench-convergence clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -65,6 +65,9 @@ bench: $(KERNELS) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="
 
 bench-broker: $(KERNELS) ## the broker beside raw TCP, NATS JetStream and Redis; ARGS="--quick"
 	$(BIN)/python bench/broker.py $(ARGS)
+
+bench-convergence: $(KERNELS) ## 282 trainings with every codec against full precision, an hour; ARGS="--quick"
+	$(BIN)/python bench/convergence.py $(ARGS)
 
 clean: ## remove everything that make and the tools made, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info codecs/kernels/_kernels.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache \

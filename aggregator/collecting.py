@@ -169,7 +169,7 @@ class Collector:
                 self._held[delivery.id] = delivery
                 self._accepted(self.round.accept(delivery.id, answer))
         except REFUSED as error:
-            await self._refuse(delivery.id, str(delivery.headers.get("site"))[:64], error, delivery)
+            await self._refuse(delivery.id, _shown_site(delivery), error, delivery)
             if self.reducer.dirty:
                 await self.refold()
             return
@@ -246,6 +246,12 @@ class Collector:
         except (AlreadySettled, NotFound) as gone:
             log.info("refused update %s: %s", message, gone)
         self.emit("refused", message=message, site=site, round=self.round.number, reason=reason)
+
+
+def _shown_site(delivery: Delivery) -> str:
+    """The site that a message says it is from, which may be anything."""
+    site = delivery.headers.get("site")
+    return site if isinstance(site, str) and len(site) <= 64 and site.isprintable() else ascii(site)[:64]
 
 
 async def _acknowledge(delivery: Delivery) -> None:

@@ -195,7 +195,7 @@ class ExactSums:
         return as_bytes(out), event.codec.dtype
 
     def _summed(self, event: SliceEvent) -> tuple[Bytes, DType]:
-        """As ``_decode``, of a slice that came whole though its codec has a base, which need not be at hand."""
+        """As ``_decode``, of a slice that came whole though its codec has a base: that may be missing."""
         dtype = precision(event.spec)
         out = as_bytes(self._decoded.take(event.count * dtype.itemsize))
         out.fill(0)

@@ -81,9 +81,9 @@ class UpdateHeaders:
         if len(self.metrics) > MAX_METRICS:
             raise InvalidRequest(f"{len(self.metrics)} metrics; at most {MAX_METRICS} are taken")
         for name, value in cast("dict[object, object]", self.metrics).items():
-            if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
+            if not _is_line(name, MAX_METRIC_NAME) or not name:
                 raise InvalidRequest(
-                    f"a metric's name is 1 to {MAX_METRIC_NAME} characters, not {name!r:.80}"
+                    f"a metric's name is 1 to {MAX_METRIC_NAME} printable characters, not {name!r:.80}"
                 )
             if not is_number(value) or abs(value) > MAX_METRIC:
                 raise InvalidRequest(
@@ -124,8 +124,8 @@ class DeclineHeaders:
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
-        if not isinstance(cast(object, self.reason), str) or len(self.reason) > MAX_REASON:
-            raise InvalidRequest(f"a reason is a text of up to {MAX_REASON} characters")
+        if not _is_line(self.reason, MAX_REASON):
+            raise InvalidRequest(f"a reason is one line of up to {MAX_REASON} printable characters")
         if not isinstance(cast(object, self.leaves), bool):
             raise InvalidRequest(f"the header 'leaves' is {self.leaves!r:.80}; it must be true or false")
 
@@ -166,6 +166,11 @@ def _round(headers: Mapping[str, object]) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_ROUNDS + 1:
         raise InvalidRequest(f"the header 'round' is {number!r:.80}; it must be a whole number from 1")
     return number
+
+
+def _is_line(value: object, most: int) -> bool:
+    """Whether it is text that can be shown: no control characters, and no lone surrogates, as JSON has them."""
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 def _metrics(text: object) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Inbox: what sites have sent, one after another, for somebody who has to hear of other things as well.
 
 Whoever takes a job over makes its consumers anew, under their old names. The one before it mostly hears of
-that at once; but if it was stopped meanwhile, or had lost the broker, it would go on with the new consumer and
-take updates away from its successor. So it looks now and then whether the consumer is still the one it made.
+that at once; but if it was stopped meanwhile, or had lost the broker, it would go on with the new consumer,
+and take updates away from its successor. So it looks now and then whether the consumer is still the one that
+it made.
 """
 
 from __future__ import annotations

@@ -133,14 +133,23 @@ class Round:
         return accepted
 
     def decline(self, word: DeclineHeaders) -> bool:
-        """A site does not take part. Whether that says anything new of this round."""
+        """A site does not take part. Whether that says anything new of this round.
+
+        One that leaves when it has answered counts here, and is not expected again.
+        """
         if word.number > self.number or (word.number < self.number and not word.leaves):
             return False
         away = self.left if word.leaves else self.declined
-        if word.site in away or any(site == word.site for site, _ in self.accepted):
+        if word.site in away or self._answered_since(word):
             return False
         away.add(word.site)
         return True
+
+    def _answered_since(self, word: DeclineHeaders) -> bool:
+        """Whether the site's word does not hold any more, or never did: it has sent an update."""
+        answers = [*self.accepted, *self.before.answers]
+        since = word.number + 1 if word.leaves else word.number
+        return any(site == word.site and version >= since for site, version in answers)
 
     def drop(self, message: str) -> None:
         """An update that was accepted cannot be used after all; a round that was closed is open again."""

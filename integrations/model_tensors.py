@@ -78,6 +78,7 @@ class ModelTensors:
     def _of_adapter(self, embeddings: bool | str) -> Tensors:
         from peft import get_peft_model_state_dict
 
+        assert self._adapter is not None
         model = cast("Any", self._model)
         given = cast("Any", embeddings)
         return get_peft_model_state_dict(model, adapter_name=self._adapter, save_embedding_layers=given)

@@ -44,7 +44,7 @@ __all__ = ["TensorbusDecoder", "TensorbusEncoder"]
 ALGORITHM = "tensorbus"
 """What the meta property PROCESSED_ALGORITHM of an encoded DXO says."""
 
-KINDS = [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF]
+KINDS: list[str] = [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF]
 
 
 class TensorbusEncoder(DXOFilter):
@@ -54,8 +54,8 @@ class TensorbusEncoder(DXOFilter):
     either, which the server may still need.
 
     Args:
-        codec: as everywhere in Tensorbus, such as ``nf4``, ``int8``, ``uniform`` or ``rotate | lloyd:2``. A DXO
-            of the kind WEIGHT_DIFF is what ``delta`` would send, so that stage is not to be had here.
+        codec: as everywhere in Tensorbus, such as ``nf4``, ``int8``, ``uniform`` or ``rotate | lloyd:2``. A
+            DXO of the kind WEIGHT_DIFF is what ``delta`` would send; that stage is not to be had here.
         keep: patterns of names that are sent exactly.
 
     Raises:
@@ -128,7 +128,7 @@ def _part(name: str, value: object) -> memoryview:
     if isinstance(value, np.ndarray):
         array = cast("npt.NDArray[Any]", value)
         if array.dtype == np.uint8 and array.ndim == 1:
-            return memoryview(np.ascontiguousarray(array)).cast("B")
+            return np.ascontiguousarray(array).data.cast("B")
     raise UnsupportedContainer(
         f"{name!r} holds no frames of Tensorbus: a filter between encoder and decoder has changed it"
     )

@@ -1,7 +1,7 @@
 """Runs a training script unchanged, with a FederatedCallback in each of its Trainers."""
 
 # transformers is typed in part only.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import click
 
 from tensorbus.bus.client import TlsSettings
 from tensorbus.bus.client.sync import SyncClient
-from tensorbus.errors import TensorbusError
+from tensorbus.errors import BrokerUnavailable, JobCancelled, TensorbusError
 
 from .packages import missing
 
@@ -126,4 +126,11 @@ def main(
             run(script, arguments, callback)
     except TensorbusError as error:
         click.echo(f"tensorbus: {explained(error, job)}", err=True)
-        sys.exit(5 if error.slug == "job-cancelled" else 1)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: TensorbusError) -> int:
+    """As of the command line."""
+    if isinstance(error, BrokerUnavailable):
+        return 3
+    return 5 if isinstance(error, JobCancelled) else 1

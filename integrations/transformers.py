@@ -98,7 +98,7 @@ class FederatedCallback(TrainerCallback):
         """Load the first model, which is waited for."""
         if args.world_size > 1:
             raise JobError(
-                f"this training runs in {args.world_size} processes, and FederatedCallback is for one; let the "
+                f"this training runs in {args.world_size} processes, and FederatedCallback is for one: let a "
                 "site train in one process, or take part with SyncParticipant in the first one"
             )
         client = self._client = (

@@ -17,10 +17,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item
-from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import (
     FrameSequenceError,
     StorageError,
@@ -30,8 +28,7 @@ from tensorbus.errors import (
 )
 
 from . import checksum
-from .container import CLOSE_BYTES, ContainerEncoder, EncodedFrame
-from .encoder import Encoder
+from .container import CLOSE_BYTES, EncodedFrame
 from .frames import CHECKED, MAGIC, PRELUDE, VERSION, Frame, Kind, encode_frame
 from .headers import Envelope, HeaderValue, SliceHeader, Totals
 from .limits import DEFAULT_LIMITS, FRAME_BYTES
@@ -39,7 +36,6 @@ from .packing import unpack
 from .part_file import FileReader
 from .resumption import Resumption
 from .sequence import MessageChecker
-from .sources import Source
 
 _NOTHING = memoryview(b"")
 
@@ -235,21 +231,6 @@ class RelayEncoder:
         self.digest = tally.digest().hex()
         totals = self._source.totals
         yield EncodedFrame(tally.close(totals.items, totals.original_bytes, totals.clipped))
-
-
-def encoder_of(
-    source: Source,
-    pipeline: Pipeline,
-    headers: Mapping[str, HeaderValue],
-    context: CodecContext = NO_CONTEXT,
-) -> Encoder:
-    """What makes the frames of ``source``; a `RelaySource` is copied, whatever ``pipeline`` says.
-
-    Raises as `ContainerEncoder`.
-    """
-    if isinstance(source, RelaySource):
-        return RelayEncoder(source, headers)
-    return ContainerEncoder(source, pipeline, headers, context=context)
 
 
 class _RelayResumption(Resumption):

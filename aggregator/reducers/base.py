@@ -123,7 +123,7 @@ class Reducer(ABC):
         raise InvalidSpecification(f"no server optimiser can follow {kind}: it lacks values()")
 
     async def commit(self, number: int) -> None:  # noqa: B027  most reducers have no state
-        """The model of round ``number``, made of what ``close`` gave, is sealed: keep the state that goes with it.
+        """The model of round ``number``, made by ``close``, is sealed: keep the state that goes with it.
 
         May be called again for the same number.
         """

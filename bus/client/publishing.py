@@ -9,8 +9,9 @@ from typing import TypeVar
 from tensorbus.bus import messages
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.residuals import Residuals
+from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.encoder import Encoder
-from tensorbus.streaming.relay import encoder_of
+from tensorbus.streaming.relay import RelayEncoder, RelaySource
 
 from .connection import TRANSIENT, Connection
 from .handing import Handing, encoded, is_small
@@ -90,9 +91,7 @@ class Publication:
         if residuals is not None:
             begun = await self._connection.in_thread(lambda: residuals.begin(outgoing.key))
             context = replace(context, residuals=begun)
-        encoder = await self._where_it_belongs(
-            lambda: encoder_of(outgoing.source, outgoing.pipeline, outgoing.headers, context)
-        )
+        encoder = await self._where_it_belongs(lambda: _encoder(outgoing, context))
         sending = await self._sending(encoder)
         try:
             stored = await self._until_acknowledged(sending)
@@ -152,3 +151,10 @@ class Publication:
             digest=stored.digest,
             resumed=sending.resumed,
         )
+
+
+def _encoder(outgoing: Outgoing, context: CodecContext) -> Encoder:
+    """What is encoded already is copied, whatever the pipeline says."""
+    if isinstance(outgoing.source, RelaySource):
+        return RelayEncoder(outgoing.source, outgoing.headers)
+    return ContainerEncoder(outgoing.source, outgoing.pipeline, outgoing.headers, context=context)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from chaos.archive import Archive
 from chaos.offline import Counted, aggregate, read, read_model, weight_of
 from chaos.training import Arrays

@@ -5,6 +5,7 @@ python nvflare_job.py FOLDER CODEC
 
 # nvflare is not typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -82,6 +83,9 @@ def write(folder: Path, codec: str) -> Path:
     }
     config = folder / "app" / "config"
     config.mkdir(parents=True)
+    # A site allows the classes that it lists, and jobs that bring code of their own, as this one does.
+    (folder / "app" / "custom").mkdir()
+    (folder / "app" / "custom" / "own.py").write_text("")
     (config / "config_fed_server.json").write_text(json.dumps(server))
     (config / "config_fed_client.json").write_text(json.dumps(client))
     meta = {"name": "job", "deploy_map": {"app": ["@ALL"]}, "min_clients": 2}

@@ -23,6 +23,7 @@ from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
+from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import LimitExceeded, UnsupportedContainer
 from tensorbus.streaming.adapter_folders import AdapterSource
 
@@ -82,6 +83,10 @@ def logits(model: Any) -> torch.Tensor:
 def loaded(folder: Path) -> peft.PeftModel:
     """As a user loads it."""
     return peft.PeftModel.from_pretrained(pretrained(), folder)
+
+
+def _json(codec: str) -> dict[str, object]:
+    return Pipeline.parse(codec).to_json()
 
 
 def written(folder: Path, model: Any) -> Path:
@@ -172,7 +177,7 @@ async def test_a_folder_that_fails_half_way_leaves_nothing(bus: Client, tmp_path
 async def test_two_sites_federate_an_adapter(url: str, bus: Client, tmp_path: Path, codec: str) -> None:
     """From a folder, by way of folders, to a folder: the configuration goes from model to model."""
     init = written(tmp_path / "init", with_adapter())
-    spec = JobSpec(job="sft", sites=2, rounds=2, quorum=2, deadline=60, up=codec, down=codec)
+    spec = JobSpec(job="sft", sites=2, rounds=2, quorum=2, deadline=60, up=_json(codec), down=_json(codec))
 
     async def site(name: str, tokens: torch.Tensor, examples: int) -> None:
         async with Client(url, bases=[init] if "delta" in codec else []) as mine:

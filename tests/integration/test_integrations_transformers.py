@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -63,7 +63,7 @@ class Federation:
 
     def aggregate(self, init: Path, **change: Any) -> Future[GlobalModel]:
         """Run the job ``sft``, of one site and two rounds."""
-        given = {"sites": 1, "rounds": 2, "quorum": 1, "deadline": 60, **change}
+        given: dict[str, Any] = {"sites": 1, "rounds": 2, "quorum": 1, "deadline": 60, **change}
 
         async def work() -> GlobalModel:
             async with Client(self.url, settings=ClientSettings(retry_for=5)) as bus:
@@ -165,7 +165,9 @@ def test_an_unchanged_script_trains_in_a_federation(federation: Federation, tmp_
     assert [(event.fields["round"], event.fields["num_examples"]) for event in folded] == [
         (1, EXAMPLES), (1, EXAMPLES), (2, EXAMPLES), (2, EXAMPLES)
     ]  # fmt: skip
-    first, last = (event.fields["metrics"]["loss"] for event in federation.told("closing"))
+    first, last = (
+        cast("dict[str, float]", event.fields["metrics"])["loss"] for event in federation.told("closing")
+    )
     assert 3 < last < first < 5
     assert not federation.told("closing")[1].fields["left"]
     alone = trained(tmp_path / "alone", new_model())

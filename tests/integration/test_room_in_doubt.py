@@ -123,10 +123,11 @@ async def test_what_grows_is_not_refused_for_it_either(broker: Broker, store: Sl
     await store.committed.wait()
     async with await begin(broker, 10):
         pass  # it looks up what is stored, which has the second one already
-    store.tell.set()
-    await second
     async with growing:
         await growing.write(body(1000 + SIZE // 2))
+        await growing.flush()
+        store.tell.set()
+        await second
         await growing.seal()
 
 

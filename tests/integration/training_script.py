@@ -42,7 +42,8 @@ def new_model(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> Llama
     config = LlamaConfig(
         vocab_size=64, num_key_value_heads=2, tie_word_embeddings=tied, **cast("dict[str, Any]", sizes)
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config)
+    return model if dtype == torch.float32 else cast("LlamaForCausalLM", cast("Any", model).to(dtype))
 
 
 def arguments(folder: Path | str, **change: Any) -> TrainingArguments:

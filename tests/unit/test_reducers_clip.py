@@ -66,7 +66,7 @@ async def test_no_update_changes_the_model_by_more_than_the_norm(
     for at in range(count):
         number = 2 if late and at % 2 else 3
         moved = tensors(10.0**at)
-        federation.update(f"s{at}", moved, codec, number=number)
+        federation.update(f"s{at}", moved, codec, number=number, weight=1000.0)
         difference = {name: np.asarray(moved[name], np.float64) - models[number][name] for name in "fdn"}
         change = clipped(difference, norm)
         rows.append({name: models[3][name] + change[name] for name in "fdn"})

@@ -39,9 +39,7 @@ def container() -> Arrays:
 
 def received(path: Path, codec: str = "nf4") -> list[bytes]:
     """The frames of a message, of which ``path`` has all."""
-    one = ContainerEncoder(
-        open_source(container()), Pipeline.parse(codec), {"site": "a"}, frame_bytes=FRAME
-    )
+    one = ContainerEncoder(open_source(container()), Pipeline.parse(codec), {"site": "a"}, frame_bytes=FRAME)
     frames = [frame.head + bytes(frame.payload) for frame in one.frames(buffers)]
     path.write_bytes(b"".join(frames))
     return frames

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from crashing.payloads import unpack
 from crashing.wire import Unreachable, Wire
-
 from tensorbus.aggregator.records import Roster
 
 from .training import JOB

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass
 class Sent:
-    """One tensor of a message: its values, or, in the pieces from start to stop, changes of them; as float64."""
+    """One tensor of a message as float64: its values, or, in the pieces from start to stop, changes."""
 
     values: Doubles
     dtype: np.dtype[Any]
@@ -69,7 +70,7 @@ async def _read(message: EncodedUpdate) -> dict[str, Sent]:
                 continue  # nothing has changed here
             codec = codec.change()
         out = np.zeros(event.count, np.dtype(codec.dtype.name))
-        codec.decode(event.payload, event.offset, memoryview(out.view(np.uint8)))
+        codec.decode(event.payload, event.offset, out.view(np.uint8).data)
         sent.values[start:stop] = out
     return found
 
@@ -128,7 +129,7 @@ def _pieces(name: str, size: int, counted: Sequence[Counted]) -> Iterator[tuple[
     for update in counted:
         bounds.update(bound for change in update.tensors[name].changes for bound in change)
     ordered = sorted(bounds)
-    return zip(ordered, ordered[1:], strict=False)
+    return pairwise(ordered)
 
 
 def _add(sums: list[int], values: npt.NDArray[Any], weight: float) -> None:

@@ -1,5 +1,7 @@
-"""What the sites of a chaos run train: numbers that follow from the site, the round and its model, and so come
-out the same in a process that is started again.
+"""What the sites of a chaos run train.
+
+Numbers that follow from the site, the round and its model, and so come out the same in a process that is
+started again.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ LONG = 270_000
 PARTIAL = "s7"
 """This site sends only some of the tensors."""
 IDLE = "idle"
-"""This tensor is the one that no site trains, and that only some send."""
+"""No site trains this tensor, and one does not send it."""
 
 
 def first_model() -> Arrays:
@@ -50,6 +52,6 @@ def train(site: str, number: int, model: Arrays) -> tuple[Arrays, float]:
 
 
 def delay(seed: str, site: str, number: int) -> float:
-    """Seconds that ``site`` trains in round ``number``: mostly short, now and then too long for the deadline."""
+    """Seconds that ``site`` trains in round ``number``: mostly few, at times more than the deadline has."""
     chance = random.Random(f"{seed}/{site}/{number}")
     return chance.uniform(2.0, 4.0) if chance.random() < 0.12 else chance.uniform(0.0, 0.8)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Self
 
 from crashing.wire import Unreachable, Wire
-
 from tensorbus.aggregator.job import seed_topic
 from tensorbus.bus.client.sync import SyncClient
 
@@ -166,7 +165,15 @@ class World:
 
     def _command(self, who: str, name: str) -> list[str]:
         if who == BROKER:
-            return ["tensorbus", "serve", "--port", str(self._port), "--data", str(self._folder / "data"), "--json"]
+            return [
+                "tensorbus",
+                "serve",
+                "--port",
+                str(self._port),
+                "--data",
+                str(self._folder / "data"),
+                "--json",
+            ]
         if who == AGGREGATOR:
             common = ["--job", JOB, "--sites", str(len(SITES)), "--url", self._url, "--json"]
             common += ["--state", str(self._folder / "kept"), *self._options]

@@ -1,0 +1,1 @@
+"""Whole rounds of a federation, measured: processes, models, and tables."""
