@@ -91,8 +91,9 @@ class Arriving:
                 log.info("model %d does not come to its end: %s", self.model.round, error)
                 await self._look(open_too=True)
             else:
-                await self.sealed()
-                return made
+                if (await self.sealed()).info.id == message.id:
+                    return made
+                log.info("model %d was made again after it was read", self.model.round)
         return await self.model.decode(make_sink, progress)
 
     async def sealed(self) -> GlobalModel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from tensorbus.bus.client import Client, Delivery, Message
@@ -37,7 +37,7 @@ from .models import GlobalModel
 from .records import Roster
 from .reducers.base import Reducer
 from .rounds import Accepted, Round, Verdict
-from .updates import Contribution, UpdateRefused
+from .updates import Contribution, NotEnoughUpdates, UpdateRefused
 
 log = logging.getLogger("tensorbus.aggregator")
 
@@ -101,8 +101,11 @@ class Collector:
         if len(self.round.accepted) == len(roster.entries):
             self.round.close_as(entry.message for entry in roster.entries)
 
-    async def reopen(self, error: TensorbusError) -> None:
+    async def reopen(self, error: TensorbusError, make: Callable[[], Awaitable[object]]) -> None:
         """The reducer cannot make a model of these updates: drop those that are to blame.
+
+        Args:
+            make: what was tried; it is tried again with one update at a time, if nothing else tells.
 
         Raises:
             What was the matter, if it is none of them.
@@ -113,8 +116,23 @@ class Collector:
             await self._refuse(entry.message, entry.headers.site, error)
         await self.refold()
         if len(self.round.accepted) == before:
+            await self._try_each(make)
+            await self.refold()
+        if len(self.round.accepted) == before:
             raise error
         self.emit("reopened", round=self.round.number, sites=self._sites)
+
+    async def _try_each(self, make: Callable[[], Awaitable[object]]) -> None:
+        """Refuse the updates that no model can be made of, such as changes that leave the range of a dtype."""
+        for entry in list(self.round.accepted.values()):
+            await self.reducer.reset()
+            try:
+                await self._fold(await self.bus.fetch(entry.message), entry.headers, entry.weight)
+                await make()
+            except NotEnoughUpdates:
+                continue
+            except (*REFUSED, NotFound) as error:
+                await self._refuse(entry.message, entry.headers.site, error)
 
     async def refold(self) -> None:
         """Make the sums again, of all that were accepted; what cannot be read any more is refused."""

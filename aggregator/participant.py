@@ -41,6 +41,10 @@ LOOK_AGAIN = 10.0
 site may have taken it."""
 
 
+LOOK_SOON = 0.05
+"""The same at first, when a model has begun to come; then twice as long each time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One round's work for one site: load the model, train it, submit it; or decline."""
@@ -158,6 +162,7 @@ class Participant:
         self._final: Arriving | None = None
         self._unsettled: list[Delivery] = []
         self._left = False
+        self._patience = LOOK_AGAIN
         if base is not None:
             bus.add_base(base)
 
@@ -233,9 +238,10 @@ class Participant:
 
     async def _woken(self, deliveries: Subscription) -> None:
         """Wait for a delivery, which has then done its work, or for a while."""
-        delivery = await deliveries.receive(timeout=LOOK_AGAIN)
+        delivery = await deliveries.receive(timeout=self._patience)
         if delivery is not None:
             self._unsettled.append(delivery)
+            self._patience = LOOK_SOON
         waiting, self._unsettled = self._unsettled, []
         for delivery in waiting:
             try:
@@ -244,6 +250,8 @@ class Participant:
                 pass  # it has done its work all the same
             except Conflict:
                 self._unsettled.append(delivery)  # its message is still on its way
+        # Of a message that has just begun nothing may be known yet, and no other delivery tells when it is.
+        self._patience = min(LOOK_AGAIN, 2 * self._patience) if self._unsettled else LOOK_AGAIN
 
 
 def _plain(value: float) -> float:

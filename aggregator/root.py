@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +114,10 @@ class Root:
             while seed is None:
                 switch.check()
                 seed = await inbox.next(switch.changed)
-            return await self._seeded(seed)
+            model = await self._seeded(seed)
+        # What has published it refers to itself and to the seed's values: they go before the round's come.
+        gc.collect()
+        return model
 
     async def _seeded(self, seed: Message) -> GlobalModel:
         """The first model out of a seed, which is decoded, in whatever it was encoded with."""

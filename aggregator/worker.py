@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from tensorbus.bus.client import Client
@@ -204,7 +205,7 @@ class Aggregator:
                 made = await self._origin.make(closed)
                 break
             except REFUSED as error:
-                await collector.reopen(error)
+                await collector.reopen(error, partial(self._origin.make, closed))
         following_model = await self._origin.follow(closed, made)
         await reducer.commit(following_model.round)
         self._emit("settled", round=opened.number, updates=await collector.settle())

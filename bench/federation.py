@@ -8,10 +8,10 @@
 A row is a codec, then, if wanted, ``file`` (the accumulator is a memory-mapped file) or ``deterministic``. A
 codec goes both ways, but for changes: their models go down in nf4. A round runs from when its model is sealed
 to when the next one is; sites download and decode the model, send an update from a file they share, and do no
-training. *Model decoded* is when the last site had the model; they follow it while it is published. *After the
-last* is the part of the round after the broker acknowledged the last update: what is left to fold, and the
-new model. *Reads* counts it in reads: the time that one ``numpy.sum`` over as many bytes as the accumulator
-has takes in the same run.
+training. *Model decoded* is when the last site had the model; they follow it while it is published.
+*After the last* is the part of the round after the broker acknowledged the last update: what is left to fold,
+and the new model. *Reads* counts it in reads: the time that one ``numpy.sum`` over as many bytes as the
+accumulator has takes in the same run.
 
 Memory: of the broker its peak (VmHWM) in all; of the aggregator its peak beyond the accumulator, in which the
 interpreter is counted (anonymous memory only where the accumulator is a file); of sites the largest growth.
@@ -127,9 +127,9 @@ def measure(row: str, sites: int, size: int, scratch: Path, first: Path, trained
     for folder in ("data", "aggregator", *(f"site-{at}" for at in range(sites))):
         shutil.rmtree(scratch / folder, ignore_errors=True)
     last = ended - max(site["sealed"] for site in told)
-    return {
+    loaded = {} if codec.startswith("delta") else {"loaded": max(site["loaded"] for site in told) - began}
+    return loaded | {
         "seconds": ended - began,
-        "loaded": float("nan") if codec.startswith("delta") else max(site["loaded"] for site in told) - began,
         "folding": closed - max(site["sealed"] for site in told),
         "last": last,
         "reads": last / read_seconds(accumulator),
@@ -164,7 +164,7 @@ def rounds(options: argparse.Namespace, scratch: Path) -> list[dict[str, object]
         settled()
         got = measure(row, options.sites, size, scratch, first, trained)
         found.append({"model": options.model, "sites": options.sites, "row": row, **got})
-        cells = [f"{got[key]:.{digits}f}" for _, key, digits in COLUMNS]
+        cells = [f"{got[key]:.{digits}f}" if key in got else "–" for _, key, digits in COLUMNS]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return found
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,16 @@ from .round_view import RoundLines, RoundView
 if TYPE_CHECKING:
     from tensorbus.aggregator.job import JobSpec
     from tensorbus.bus.client import Client
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """What the options of a region say: the job above, its own name there, and where that is."""
+
+    parent: str
+    site: str
+    url: str
+    token: str | None
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
@@ -38,7 +51,9 @@ def _quorum(ctx: click.Context, param: click.Parameter, value: str) -> int | str
 @click.command("aggregate")
 @click.option("--job", required=True, help="Name of the job; sites join it by this name.")
 @click.option("--sites", required=True, type=click.IntRange(min=1), help="How many sites are expected.")
-@click.option("--rounds", required=True, type=click.IntRange(min=1), help="How many rounds to run.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="How many rounds to run. A region has those of its parent."
+)
 @click.option(
     "--quorum",
     callback=_quorum,
@@ -144,12 +159,28 @@ def _quorum(ctx: click.Context, param: click.Parameter, value: str) -> int | str
     help="What outlives a restart, where --down has feedback, or delta and the first model is not a file, or "
     "--reducer a server optimiser.",
 )
+@click.option(
+    "--parent",
+    metavar="JOB",
+    help="Be a region: a participant of this job, which gives the models and gets what the sites here sum up "
+    "to. --down, --init and --rounds are the parent's.",
+)
+@click.option("--site", metavar="NAME", help="With --parent: the region's name there.  [default: --job]")
+@click.option(
+    "--parent-url", metavar="URL", help="With --parent: the broker of that job.  [default: the same]"
+)
+@click.option(
+    "--parent-token",
+    envvar="TENSORBUS_PARENT_TOKEN",
+    show_envvar=True,
+    help="With --parent-url: the access token there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one JSON object per line.")
 @broker_options
 def command(
     job: str,
     sites: int,
-    rounds: int,
+    rounds: int | None,
     quorum: int | str,
     deadline: float,
     down: str,
@@ -166,6 +197,10 @@ def command(
     init: Path | None,
     base: Path | None,
     state: Path | None,
+    parent: str | None,
+    site: str | None,
+    parent_url: str | None,
+    parent_token: str | None,
     as_json: bool,
     url: str,
     token: str | None,
@@ -184,16 +219,26 @@ def command(
     Example:
       tensorbus aggregate --job sft --sites 2 --rounds 5 --init model.safetensors \\
         --down 'delta | nf4' --up 'delta | nf4' --keep '*norm*'
+      tensorbus aggregate --job eu --sites 8 --parent sft --parent-url https://world:8080
     """
-    from tensorbus.aggregator.job import JobSpec
+    from tensorbus.aggregator.job import MAX_ROUNDS, JobSpec
     from tensorbus.aggregator.reducers.spec import ReducerSpec
     from tensorbus.bus.client import Client
     from tensorbus.codecs.pipeline import Pipeline
 
+    region = None
+    if parent is not None:
+        if rounds is not None or init is not None or down != "none":
+            raise click.UsageError("--rounds, --init and --down of a region are its parent's")
+        region = _Region(parent, site or job, parent_url or url, parent_token if parent_url else token)
+    elif rounds is None:
+        raise click.UsageError("--rounds is missing")
+    elif site or parent_url:
+        raise click.UsageError("--site and --parent-url go with --parent")
     spec = JobSpec(
         job=job,
         sites=sites,
-        rounds=rounds,
+        rounds=rounds or MAX_ROUNDS,
         quorum=quorum,
         deadline=deadline,
         down=Pipeline.parse(down, keep).to_json(),
@@ -206,9 +251,11 @@ def command(
         alpha=alpha,
         select=select,
     )
-    client = Client(url, token, bases=[base] if base else [], tls=tls_settings())
+    bases, tls = [base] if base else [], tls_settings()
+    client = Client(url, token, bases=bases, tls=tls)
+    above = None if region is None else (region, Client(region.url, region.token, bases=bases, tls=tls))
     with RoundLines() if as_json else RoundView(job) as view:
-        stopped = asyncio.run(_run(client, spec, init, state, accumulator, view))
+        stopped = asyncio.run(_run(client, spec, above, init, state, accumulator, view))
     if stopped:
         click.echo("tensorbus: stopped; start it again to go on where it was", err=True)
         raise click.exceptions.Abort
@@ -217,17 +264,27 @@ def command(
 async def _run(
     client: Client,
     spec: JobSpec,
+    above: tuple[_Region, Client] | None,
     init: Path | None,
     state: Path | None,
     accumulator: str,
     view: RoundLines | RoundView,
 ) -> bool:
     """Run the job; True if a signal ended it first."""
+    from tensorbus.aggregator.region import Parent, Region
     from tensorbus.aggregator.worker import Aggregator
 
     loop = asyncio.get_running_loop()
-    async with client as bus:
-        aggregator = Aggregator(bus, spec, init=init, listener=view, state=state, accumulator=accumulator)
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(client)
+        origin = None
+        if above is not None:
+            region, upper = above
+            parent = Parent(await stack.enter_async_context(upper), region.parent, region.site, state)
+            origin = partial(Region, bus, spec, parent)
+        aggregator = Aggregator(
+            bus, spec, init=init, listener=view, state=state, accumulator=accumulator, origin=origin
+        )
         work = asyncio.ensure_future(aggregator.run())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, work.cancel)

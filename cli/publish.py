@@ -68,8 +68,9 @@ def command(
 ) -> None:
     """Publish FILE on TOPIC.
 
-    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes; the folder
-    of a PEFT adapter as its tensors and its configuration. None is ever loaded into memory. The command returns when the broker has all of it on stable storage.
+    A .safetensors file is sent as the tensors that it holds; any other file as one string of bytes; the
+    folder of a PEFT adapter as its tensors and its configuration. None is ever loaded into memory. The
+    command returns when the broker has all of it on stable storage.
 
     \b
     Examples:
@@ -87,8 +88,10 @@ def command(
     if state is None and not all(stage.undone for stage in pipeline.stages):
         raise click.UsageError("feedback keeps what it leaves out for the next message: give --state DIR")
 
+    as_tensors = file.suffix == ".safetensors" or file.is_dir()
+
     async def work(bus: Client) -> Receipt:
-        container = file if file.suffix == ".safetensors" or file.is_dir() else BytesFileSource(file)
+        container = file if as_tensors else BytesFileSource(file)
         try:
             with TransferBar(f"publishing {file.name}") as bar:
                 return await bus.publish(

@@ -17,7 +17,7 @@ from .transfer_bar import TransferBar
 if TYPE_CHECKING:
     from tensorbus.aggregator.events import Event, Value
 
-PROGRESS = ("folding", "publishing")
+PROGRESS = ("folding", "publishing", "relaying", "submitting")
 """Events that come once a slice."""
 EVERY = 0.5
 """Seconds between two of them in JSON."""
@@ -72,7 +72,11 @@ class RoundView:
 
     def _move(self, event: Event) -> None:
         if self._moving is None:
-            what = f"folding {event.fields['site']}" if event.name == "folding" else "publishing the model"
+            what = {
+                "publishing": "publishing the model",
+                "relaying": "downloading the model",
+                "submitting": "sending the sums",
+            }.get(event.name) or f"folding {event.fields['site']}"
             self._moving = self._bar.enter_context(TransferBar(what))
         moved, total = event.fields["bytes"], event.fields["total_bytes"]
         if isinstance(moved, int):
@@ -121,6 +125,11 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
             if isinstance(wire, int) and isinstance(original, int):
                 moved = f": {size(original)} as {size(wire)} ({share(wire, original)})"
             return f"model {told['round']}{' (the final one)' if told['final'] else ''} is sealed{moved}"
+        case "submitted":
+            what = "sums" if told["exact"] else "mean"
+            return f"the {what} went to {told['parent']}: its next model is waited for"
+        case "overtaken":
+            return f"  ! round {told['round']} of {told['parent']} is over already: what came here is lost"
         case "reopened":
             return f"  ↺ round {told['round']} is open again: it cannot be made of these updates"
         case "interrupted":

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from tensorbus.bus.consumers import ConsumerConfig, dead_letter_topic
 from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
-from tensorbus.errors import AlreadySettled, NotFound
+from tensorbus.errors import AlreadySettled, DeliveryExpired, NotFound
 
 from .pending import Pending, return_credit
 from .wakeup import Wakeup
@@ -101,7 +101,7 @@ class Consumer:
 
         Raises:
             NotFound: it is not a token of this consumer.
-            AlreadySettled: it was settled, or has been handed over again.
+            AlreadySettled: it was settled. DeliveryExpired: it was given back, or has been handed over again.
         """
         parts = _TOKEN.fullmatch(token)
         if parts is None or parts[1] != self.uid:
@@ -113,11 +113,11 @@ class Consumer:
         if pending is None or pending.settling:
             raise AlreadySettled(f"this delivery of message {parts[2]} was settled before")
         if attempt < pending.attempt:
-            raise AlreadySettled(
+            raise DeliveryExpired(
                 f"this delivery of message {parts[2]} ran out of time; it is with another worker now"
             )
         if not pending.held:
-            raise AlreadySettled(f"this delivery of message {parts[2]} was given back before")
+            raise DeliveryExpired(f"this delivery of message {parts[2]} was given back before")
         return pending
 
     def still_held(self, token: str) -> Pending | None:

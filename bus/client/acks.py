@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from tensorbus.bus.fields import Fields
-from tensorbus.errors import AlreadySettled, TensorbusError
+from tensorbus.errors import AlreadySettled, DeliveryExpired, TensorbusError
 
 from .connection import TRANSIENT, Connection, JsonObject
 from .refusals import error_of
@@ -85,8 +85,13 @@ class Acks:
                 await attempts.after(error)
         if answer_lost:
             # The first request may have arrived though its answer did not.
-            failed = {token: e for token, e in failed.items() if not isinstance(e, AlreadySettled)}
+            failed = {token: error for token, error in failed.items() if not _was_settled(error)}
         return failed
+
+
+def _was_settled(error: TensorbusError) -> bool:
+    """Whether the message will not be handed over again, by whatever request that was achieved."""
+    return isinstance(error, AlreadySettled) and not isinstance(error, DeliveryExpired)
 
 
 def _tell(outcomes: dict[str, asyncio.Future[None]], failed: Mapping[str, BaseException]) -> None:

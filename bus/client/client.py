@@ -237,8 +237,8 @@ class Client:
                 from the message with this seq on, a datetime from the first message sealed then or later.
             ack_wait: after which a delivery that nobody holds any more is handed over again.
             max_in_flight: deliveries that all workers of the consumer may hold at a time.
-            prefetch: 1 asks for each delivery when it is wanted. More keeps a stream open on which so many come
-                by themselves, for many small messages; those that wait here are not handed to other workers.
+            prefetch: 1 asks for each delivery when it is wanted. More keeps a stream open on which so many
+                come by themselves, for many small messages; those that wait here go to no other worker.
             backoff: in place of ``ack_wait``, one for each attempt; the last holds for all further ones.
             max_deliver: attempts after which a message becomes a dead letter; None is as many as it takes.
             dead_letter: the topic of dead letters; None is ``dead.`` and the consumer's name.
@@ -318,8 +318,8 @@ class Client:
     async def open_messages(self, filter: str = ">") -> list[MessageInfo]:  # noqa: A002 - as in subscribe
         """The messages that are being published at the moment, in the order in which they were begun.
 
-        What is said of one is what has come so far: headers are there as soon as its first frame is. It can be
-        read all the same, see `Message`.
+        What is said of one is what has come so far: headers are there as soon as its first frame is. It can
+        be read all the same, see `Message`.
         """
         params: dict[str, str | int] = {"topic": check_filter(filter), "state": "open"}
         page = MessagePage.from_json(await self._connection.call("GET", "/v1/messages", params=params))

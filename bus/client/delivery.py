@@ -6,7 +6,7 @@ from typing import Literal
 
 from tensorbus.bus.consumers import DeliveryInfo
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.errors import AlreadySettled
+from tensorbus.errors import AlreadySettled, DeliveryExpired
 from tensorbus.streaming.entries import Entry
 
 from .connection import TRANSIENT, JsonObject, segment
@@ -60,7 +60,8 @@ class Delivery(Message):
         Several that are asked for at the same time go to the broker in one request.
 
         Raises:
-            AlreadySettled: it was settled before, or had been handed to another worker meanwhile.
+            AlreadySettled: it was settled before.
+            DeliveryExpired: an AlreadySettled; it had been given back meanwhile, and is handed over again.
             NotFound: the delivery is not this consumer's, or the consumer is gone.
             BrokerUnavailable: the broker did not come back in time.
         """
@@ -115,9 +116,10 @@ class Delivery(Message):
             except TRANSIENT as error:
                 answer_lost = True
                 await attempts.after(error)
-            except AlreadySettled:
-                # The first request may have arrived though its answer did not.
-                if not answer_lost:
+            except AlreadySettled as error:
+                # The first request may have arrived though its answer did not. But if the message is to be
+                # handed over again, it was not settled; which is all that a nak wants.
+                if not answer_lost or (isinstance(error, DeliveryExpired) and how != "nak"):
                     raise
                 break
         self._is_settled(how)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ class Portal:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._closed = False
+        self._lock = threading.Lock()  # nothing may be handed to a loop that is about to stop
         self._thread = threading.Thread(target=self._run, name="tensorbus-portal", daemon=True)
         self._thread.start()
 
@@ -47,20 +49,42 @@ class Portal:
         """The result of the coroutine that ``make`` gives; what it raises is raised here.
 
         Raises:
-            ClientClosed: the portal is closed.
+            ClientClosed: the portal is closed, or was while this was waited for.
             RuntimeError: it is called from an event loop, which it would hold up; use the async client there.
         """
-        if self._closed:
-            raise ClientClosed("this client is closed")
         if _runs_a_loop():
             raise RuntimeError("an event loop runs in this thread; use the async client in it")
-        future = asyncio.run_coroutine_threadsafe(make(), self._loop)
+        future = self._begin(make)
         try:
             return future.result()
+        except CancelledError:
+            if self._closed:
+                raise ClientClosed("this client was closed by another thread") from None
+            raise
         except BaseException:
             # Not only Ctrl-C: whatever ends the waiting ends the work.
             future.cancel()
             raise
+
+    def finish(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """As `call`, for what cleans up behind a generator: from wherever that is let go of.
+
+        Python may do so in any thread, also in that of an event loop: then nothing is waited for. A closed
+        portal has cleaned up already.
+        """
+        try:
+            if _runs_a_loop():
+                self._begin(make)
+            else:
+                self.call(make)
+        except ClientClosed:
+            pass
+
+    def _begin(self, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                raise ClientClosed("this client is closed")
+            return asyncio.run_coroutine_threadsafe(make(), self._loop)
 
     @contextmanager
     def iterating(self, generator: AsyncGenerator[T]) -> Generator[Generator[T]]:
@@ -77,16 +101,20 @@ class Portal:
         try:
             yield values()
         finally:
-            if not self._closed:
-                self.call(generator.aclose)
+            self.finish(generator.aclose)
 
     def close(self) -> None:
         """End the thread; what still runs in it is cancelled. May be called twice."""
-        if self._closed:
-            return
-        self.call(_cancel_others)
-        self._closed = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        if _runs_a_loop():
+            raise RuntimeError("an event loop runs in this thread; use the async client in it")
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            ended = asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop)
+            try:
+                ended.result()
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
 

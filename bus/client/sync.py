@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from tensorbus.bus.messages import MessageInfo, TopicInfo
 from tensorbus.codecs.item import ItemSpec
+from tensorbus.errors import ClientClosed
 from tensorbus.streaming.headers import HeaderValue
 
 from .client import Client
@@ -150,9 +151,11 @@ class SyncClient:
 
     def close(self) -> None:
         """Close all connections and end the thread. May be called twice."""
-        if not self.portal.closed:
+        try:
             self.portal.call(self._client.aclose)
-            self.portal.close()
+        except ClientClosed:
+            pass  # by another thread, or before
+        self.portal.close()
 
     def add_base(self, base: object) -> None:
         """See `Client.add_base`."""
@@ -212,5 +215,4 @@ class SyncClient:
                     return
                 yield SyncDelivery(self.portal, delivery)
         finally:
-            if not self.portal.closed:
-                self.portal.call(lambda: subscription.__aexit__(None, None, None))
+            self.portal.finish(lambda: subscription.__aexit__(None, None, None))

@@ -177,6 +177,12 @@ class AlreadySettled(Conflict):
     slug = "already-settled"
 
 
+class DeliveryExpired(AlreadySettled):
+    """The delivery is not this worker's any more, and the message was not settled: it is handed over again."""
+
+    slug = "delivery-expired"
+
+
 class MessageAborted(TensorbusError):
     """The message was never completed: its publisher stopped, failed or was replaced."""
 

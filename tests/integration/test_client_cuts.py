@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,6 +22,7 @@ from tensorbus.bus.testing import running_broker
 from tensorbus.errors import (
     BrokerUnavailable,
     ClientClosed,
+    DeliveryExpired,
     MessageAborted,
     NotFound,
     TensorbusError,
@@ -198,6 +200,34 @@ async def test_a_lost_ack_answer_is_no_error(proxy: CuttingProxy) -> None:
             await delivery.ack()
             assert not proxy.cuts_down
             assert await deliveries.receive(timeout=0.2) is None
+
+
+@pytest.mark.parametrize("verb", ["ack", "term", "nak"])
+async def test_a_settlement_that_never_arrived_is_not_taken_for_done(
+    proxy: CuttingProxy, tmp_path: Path, verb: str
+) -> None:
+    """The request is lost, and by the time it is sent again the delivery was given back: who asked must not
+    believe that it is settled. To be handed over again is all that a nak wants."""
+    async with Client(proxy.url, settings=SETTINGS) as bus:
+        await bus.publish("notes.cut", b"1")
+        async with bus.subscribe("notes.cut", "worker") as deliveries:
+            delivery = await deliveries.receive(timeout=5)
+            assert delivery is not None
+            async with aiohttp.ClientSession(proxy.upstream) as http:
+                path = f"/v1/consumers/worker/deliveries/{delivery.token}/nak"
+                assert (await http.post(path, json={"delay": 0})).status == 204
+            proxy.cut_all()
+            proxy.cuts_up[:] = [5]
+            settle = {"ack": delivery.ack, "term": delivery.term, "nak": delivery.nak}[verb]
+            if verb == "nak":
+                await settle()
+            else:
+                with pytest.raises(DeliveryExpired):
+                    await settle()
+            assert not proxy.cuts_up
+            again = await deliveries.receive(timeout=5)
+            assert again is not None and again.attempt == 2
+            await again.ack()
 
 
 def _free_port() -> int:

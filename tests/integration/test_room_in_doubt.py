@@ -64,6 +64,7 @@ async def broker(store: SlowToTell) -> AsyncIterator[Broker]:
     """A broker that keeps messages in files."""
     async with Broker(store, BrokerSettings(sweep_interval=0)) as broker:
         yield broker
+        store.tell.set()  # or a test that failed would never end
 
 
 async def begin(broker: Broker, size: int | None = SIZE) -> Upload:

@@ -204,7 +204,7 @@ async def test_many_are_settled_in_one_request(http: aiohttp.ClientSession) -> N
     status, outcomes = await call(http, "POST", f"{where}/acks", {"tokens": [*tokens, "made-up"]})
     assert status == 200
     assert [(failed["token"], failed["status"], failed["type"]) for failed in outcomes["failed"]] == [
-        (tokens[0], 409, "urn:tensorbus:problem:already-settled"),
+        (tokens[0], 409, "urn:tensorbus:problem:delivery-expired"),
         ("made-up", 404, "urn:tensorbus:problem:not-found"),
     ]
     bad: list[object] = [{}, {"tokens": []}, {"tokens": "x"}, {"tokens": [1]}, {"tokens": ["x"] * 257}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -93,6 +93,49 @@ def test_no_thread_is_left_behind(url: str) -> None:
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)  # threads of the pool end by themselves
     assert not {thread.name for thread in set(threading.enumerate()) - before if "portal" in thread.name}
+
+
+def test_a_client_that_one_thread_closes_is_closed_for_those_that_wait_and_close_too(url: str) -> None:
+    """Nobody waits for ever, and nobody hears of a cancellation that he did not ask for."""
+    for _ in range(10):
+        bus = SyncClient(url)
+        waits = threading.Event()
+        heard: list[type[BaseException] | None] = []
+
+        def told(work: Callable[[], object], heard: list[type[BaseException] | None] = heard) -> None:
+            try:
+                work()
+                heard.append(None)
+            except BaseException as error:
+                heard.append(type(error))
+
+        async def forever(waits: threading.Event = waits) -> None:
+            waits.set()
+            await asyncio.Event().wait()
+
+        works = [lambda: bus.portal.call(forever), bus.close, bus.close]  # noqa: B023 - they end in this turn
+        threads = [threading.Thread(target=told, args=(work,), daemon=True) for work in works]
+        threads[0].start()
+        assert waits.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        assert sorted(map(str, heard)) == sorted(map(str, (ClientClosed, None, None)))
+
+
+async def test_a_loop_that_is_let_go_of_in_an_event_loop_gives_its_delivery_back(url: str) -> None:
+    """Python may collect a generator in any thread, also in one that must not wait."""
+    bus = SyncClient(url)
+    await asyncio.to_thread(bus.publish, "models.demo", MODEL)
+    deliveries = bus.subscribe("models.>", consumer="site")
+    assert (await asyncio.to_thread(next, deliveries)).attempt == 1
+    deliveries.close()
+    again = bus.subscribe("models.>", consumer="site", timeout=20)
+    assert (await asyncio.to_thread(next, again)).topic == "models.demo"
+    await asyncio.to_thread(again.close)
+    await asyncio.to_thread(bus.close)
 
 
 async def test_it_is_not_for_event_loops(url: str) -> None:

@@ -119,6 +119,20 @@ def test_a_site_that_declines_or_leaves_is_not_waited_for() -> None:
         assert round_.left == ({"c"} if leaves else set())
 
 
+def test_a_site_that_leaves_when_it_has_answered_counts_and_is_not_awaited_again() -> None:
+    """Its word comes behind its update; heard again in a later round it says nothing if the site came back."""
+    round_ = make_round()
+    round_.accept("1", update("c"))
+    assert round_.decline(DeclineHeaders("c", 2, leaves=True))
+    assert not round_.decline(DeclineHeaders("c", 2, leaves=True))
+    assert (round_.count, round_.expected, round_.left) == (1, 3, {"c"})
+    heard_again = make_round(3, before=Before(answers={("c", 2)}))
+    assert heard_again.decline(DeclineHeaders("c", 2, leaves=True))
+    came_back = make_round(4, before=Before(answers={("c", 2), ("c", 3)}))
+    assert not came_back.decline(DeclineHeaders("c", 2, leaves=True))
+    assert came_back.expected == 3
+
+
 def test_a_quorum_that_is_a_count_holds_whoever_declines_and_a_share_is_of_those_that_do_not() -> None:
     """So a round of a fixed quorum may have to wait for somebody to change their mind."""
     counted, shared = make_round(quorum=2), make_round(quorum="100%")
