@@ -31,11 +31,16 @@ from tensorbus.aggregator.result_items import Named
 from tensorbus.aggregator.updates import Contribution, Update
 from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.item import Item, ItemSpec
+from tensorbus.errors import InvalidRequest
 from tensorbus.streaming.buffers import SliceBuffer
 from tensorbus.streaming.decoder import SliceEvent
 
 from .base import FindBase, Reducer, Told, Workspace, check_base
 from .stream import SliceThread
+
+
+SMALLEST_WEIGHT = 2.0**-80
+"""Of an update: below, products would leave the range of float32, and the model would become zero."""
 
 
 class Sums(Protocol):
@@ -92,7 +97,13 @@ class Averaging(Reducer):
         self.dirty = False
 
     async def add(self, update: Update, contribution: Contribution, told: Told) -> None:
-        """See `Reducer`: it is read once, now, and added."""
+        """See `Reducer`: it is read once, now, and added.
+
+        Raises:
+            InvalidRequest: the weight is too small to be counted.
+        """
+        if contribution.weight < SMALLEST_WEIGHT:
+            raise InvalidRequest(f"a weight of {contribution.weight:g}; 2^-80 and more can be counted")
         targets = self.layout.match(update.manifest)
         check_base(update, contribution)
         weight = self._weights.number(contribution.weight)

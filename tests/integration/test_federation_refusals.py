@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,15 +13,18 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save_file
 
 from tensorbus.aggregator.events import Event
 from tensorbus.aggregator.headers import UpdateHeaders
 from tensorbus.aggregator.job import JobSpec, update_key, updates_topic
-from tensorbus.aggregator.models import GlobalModel
+from tensorbus.aggregator.models import GlobalModel, newest_model
 from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
+from tensorbus.codecs.pipeline import Pipeline
+from tensorbus.streaming.base_files import open_base
 from tensorbus.streaming.entries import Entry
 from tensorbus.streaming.frames import Kind, encode_frame
 from tensorbus.streaming.headers import Envelope, HeaderValue, SliceHeader
@@ -216,6 +220,38 @@ async def test_a_site_whose_update_was_refused_may_send_a_better_one_in_the_same
     await submit(bus, "b", update(2))
     async with asyncio.timeout(30):
         await holds(await run, 3.0)
+
+
+@pytest.mark.parametrize("reducer", ["mean", "fedavgm"])
+async def test_an_update_that_only_spoils_the_model_is_found_out_when_the_round_is_closed(
+    bus: Client, reducer: str, tmp_path: Path
+) -> None:
+    """Its change is finite, and so is the sum; what they give together with the model is not."""
+    high: dict[str, npt.NDArray[np.float32]] = {"weight": np.full(1000, 3e38, np.float32)}
+    model, low = tmp_path / "init.safetensors", tmp_path / "low.safetensors"
+    save_file(high, model)
+    save_file({"weight": -high["weight"]}, low)
+    spec = replace(SPEC, reducer=reducer, up=Pipeline.parse("delta | none").to_json())
+    watch = Watch()
+    run = asyncio.ensure_future(Aggregator(bus, spec, init=model, listener=watch, state=tmp_path).run())
+    await watch.seen("round")
+    newest = await newest_model(bus, "sft")
+    assert newest is not None
+    for site, base, examples in (("bad", low, 1), ("a", model, 1e-3), ("b", model, 1e-3)):
+        await bus.publish(
+            updates_topic("sft"),
+            {"weight": 0.1 * high["weight"]} if site == "bad" else high,
+            codec="delta | none",
+            base=open_base(base, newest.base),
+            headers=UpdateHeaders(site, 1, examples).to_headers("sft"),
+            key=update_key("sft", 1, site),
+        )
+        await watch.seen("folded", times=1)
+    async with asyncio.timeout(30):
+        final = cast("dict[str, npt.NDArray[np.float32]]", await (await run).load())
+    np.testing.assert_array_equal(final["weight"], high["weight"])
+    assert "range of float32" in str((await watch.seen("refused")).fields["reason"])
+    assert (await watch.seen("refused")).fields["site"] == "bad"
 
 
 async def test_an_update_that_rots_on_the_disk_is_refused_and_the_others_count(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import invariant, precondition, rule
@@ -325,6 +325,7 @@ TestBroker = BrokerModel.TestCase
 TestBroker.settings = settings(
     max_examples=EXAMPLES,
     report_multiple_bugs=False,
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],  # to explain an example takes minutes
     stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

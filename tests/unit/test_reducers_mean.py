@@ -22,7 +22,7 @@ from tensorbus.aggregator.updates import Contribution, FoldingInterrupted, Updat
 from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.codecs.registry import quantizer
 from tensorbus.codecs.serializers.numpy import NumpySerializer
-from tensorbus.errors import ManifestMismatch, MissingBase, NonFiniteValues, UnsupportedDtype
+from tensorbus.errors import InvalidRequest, ManifestMismatch, MissingBase, NonFiniteValues, UnsupportedDtype
 
 Container = Mapping[str, object]
 Sent = tuple[HeldUpdate, Contribution]
@@ -440,3 +440,18 @@ async def test_the_mean_lies_within_the_updates_however_they_are_weighted_and_cu
     slack = 1e-5
     assert (got >= values.min(axis=0) - slack).all()
     assert (got <= values.max(axis=0) + slack).all()
+
+
+@BOTH
+async def test_a_weight_that_cannot_be_counted_is_refused_and_makes_no_model_of_zeros(
+    kind: type[Reducer],
+) -> None:
+    """Products with it would vanish in float32, but its share of the weight would not."""
+    model = {"w": np.ones(10, np.float32)}
+    reducer = kind(Layout.of(specs(model)), MEMORY)
+    await reducer.reset()
+    update, contribution = sent(model, 1e-50)
+    with pytest.raises(InvalidRequest, match="a weight of 1e-50"):
+        await reducer.add(update, contribution, lambda _: None)
+    assert not reducer.dirty
+    await reducer.aclose()

@@ -180,6 +180,8 @@ def test_num_examples_is_a_positive_finite_number_within_its_limit(count: object
         {"metrics": '{"loss": true}'},
         {"metrics": '{"loss": 1e400}'},
         {"metrics": json.dumps({"": 1})},
+        {"metrics": json.dumps({"\x1b[2J": 1})},
+        {"metrics": '{"\\ud800": 1}'},
         {"metrics": json.dumps({str(n): 1 for n in range(65)})},
         {"metrics": "[" * 100_000},
     ],
@@ -200,7 +202,7 @@ def test_a_word_of_a_site_survives_the_way_through_its_headers_and_is_told_from_
 
 @pytest.mark.parametrize(
     "change",
-    [{"leaves": 1}, {"leaves": None}, {"reason": 5}, {"reason": "x" * 501}, {"round": 0}, {"site": "/"}],
+    [{"leaves": 1}, {"leaves": None}, {"reason": 5}, {"reason": "x" * 501}, {"reason": "a\nb"}, {"round": 0}, {"site": "/"}],
 )
 def test_a_word_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     """Each is a TensorbusError with a reason."""
