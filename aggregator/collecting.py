@@ -123,7 +123,7 @@ class Collector:
         self.emit("reopened", round=self.round.number, sites=self._sites)
 
     async def _try_each(self, make: Callable[[], Awaitable[object]]) -> None:
-        """Refuse the updates that no model can be made of, such as changes that leave the range of a dtype."""
+        """Refuse the updates that no model can be made of, such as changes that leave its range."""
         for entry in list(self.round.accepted.values()):
             await self.reducer.reset()
             try:

@@ -169,7 +169,7 @@ def _round(headers: Mapping[str, object]) -> int:
 
 
 def _is_line(value: object, most: int) -> bool:
-    """Whether it is text that can be shown: no control characters, and no lone surrogates, as JSON has them."""
+    """Whether it is text that can be shown: no control characters, nor lone surrogates."""
     return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 

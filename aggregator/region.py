@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from tensorbus.bus.client import Client, Progress
 from tensorbus.codecs.item import Item
+from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.errors import (
     BrokerUnavailable,
     InvalidSpecification,
@@ -235,6 +236,12 @@ class Region:
             raise InvalidSpecification(
                 f"job {above.job!r} does {names} to each update, which cannot be done to the sums of a "
                 "region: have the regions do it"
+            )
+        up = Pipeline.parse(above.up)
+        if up.skip or any(stage.private for stage in up.stages):
+            raise InvalidSpecification(
+                f"updates to job {above.job!r} are to be clipped, noised or sent in part (its --up), which "
+                "cannot be done to the exact sums of a region: have the regions' sites do it"
             )
         if self._spec.staleness:
             raise InvalidSpecification(

@@ -38,7 +38,6 @@ from tensorbus.streaming.decoder import SliceEvent
 from .base import FindBase, Reducer, Told, Workspace, check_base
 from .stream import SliceThread
 
-
 SMALLEST_WEIGHT = 2.0**-80
 """Of an update: below, products would leave the range of float32, and the model would become zero."""
 

@@ -13,7 +13,7 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from tensorbus.aggregator.events import Event
 from tensorbus.aggregator.headers import UpdateHeaders

@@ -46,7 +46,7 @@ async def test_whoever_lost_its_consumer_to_a_successor_says_so(bus: Client) -> 
 async def test_it_looks_now_and_then_also_while_messages_come(
     bus: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the successor's consumer brings is not given out, and comes to the successor again."""
+    """What the successor's consumer brings is not given out."""
     monkeypatch.setattr(inboxes, "LOOK_AGAIN", 0.0)
 
     async def received(inbox: Inbox) -> None:
@@ -59,9 +59,7 @@ async def test_it_looks_now_and_then_also_while_messages_come(
         Inbox(bus, mine, JOB) as inbox,
     ):
         await bus.delete_consumer(CONSUMER)  # nobody waits at the moment, so nobody hears of it
-        async with Client(bus.url) as other, other.subscribe(TOPIC, consumer=CONSUMER) as theirs:
-            receipt = await other.publish(TOPIC, b"an update")
+        async with Client(bus.url) as other, other.subscribe(TOPIC, consumer=CONSUMER):
+            await other.publish(TOPIC, b"an update")
             with pytest.raises(JobError, match="taken over"):
                 await received(inbox)
-            await mine.aclose()
-            assert (await anext(theirs)).id == receipt.id

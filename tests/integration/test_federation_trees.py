@@ -400,6 +400,7 @@ async def test_sums_are_refused_where_they_cannot_be_used(pair: Pair) -> None:
     [
         ({}, {"deterministic": False}, "its regions have to be"),
         ({"reducer": "clip:1.0 | mean"}, {}, "have the regions do it"),
+        ({"up": {"quantizer": "none", "skip": ["bias*"]}}, {}, "have the regions' sites do it"),
         ({}, {"staleness": 1}, "--staleness has to be 0"),
         ({}, {"reducer": "median"}, "its reducer is the mean, not median"),
         ({}, {"reducer": "mean | fedavgm"}, "its reducer is the mean, not mean | fedavgm"),

@@ -120,7 +120,7 @@ def test_a_site_that_declines_or_leaves_is_not_waited_for() -> None:
 
 
 def test_a_site_that_leaves_when_it_has_answered_counts_and_is_not_awaited_again() -> None:
-    """Its word comes behind its update; heard again in a later round it says nothing if the site came back."""
+    """Its word comes behind its update; heard again later, it says nothing of a site that came back."""
     round_ = make_round()
     round_.accept("1", update("c"))
     assert round_.decline(DeclineHeaders("c", 2, leaves=True))

@@ -202,7 +202,15 @@ def test_a_word_of_a_site_survives_the_way_through_its_headers_and_is_told_from_
 
 @pytest.mark.parametrize(
     "change",
-    [{"leaves": 1}, {"leaves": None}, {"reason": 5}, {"reason": "x" * 501}, {"reason": "a\nb"}, {"round": 0}, {"site": "/"}],
+    [
+        {"leaves": 1},
+        {"leaves": None},
+        {"reason": 5},
+        {"reason": "x" * 501},
+        {"reason": "a\nb"},
+        {"round": 0},
+        {"site": "/"},
+    ],
 )
 def test_a_word_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     """Each is a TensorbusError with a reason."""

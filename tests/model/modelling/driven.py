@@ -28,8 +28,8 @@ INLINE = 1000
 """Larger bodies are kept in files."""
 EXPIRY = 60.0
 """Seconds for which an upload is kept though nobody goes on with it."""
-
-
+ENDS_WITHIN = 10.0
+"""Seconds, real ones, in which a follower must hear of the end of what it reads."""
 SLICE = 1000
 """Bytes of content in a frame, so that there are several."""
 
@@ -187,8 +187,10 @@ class Driven:
 
     def end_of(self, follower: Follower) -> Exception | None:
         """Wait until a follower is at its end: what it got instead of all, if it did."""
-        self.followers.remove(follower)
         try:
+            self._loop.run_until_complete(asyncio.wait([follower.task], timeout=ENDS_WITHIN))
+            assert follower.task.done(), f"who follows {follower.id} is not told that it has ended"
+            self.followers.remove(follower)
             self._loop.run_until_complete(follower.task)
         except TensorbusError as problem:
             return problem
