@@ -78,8 +78,9 @@ class Reducer(ABC):
         """Take an update that was sealed; it is read now, and may be read again until the round is over.
 
         Raises:
-            ManifestMismatch, LimitExceeded, MissingBase, NonFiniteValues, PayloadMismatch, FrameError, StoreDamaged:
-                it cannot count, and the update is to blame; ``dirty`` says whether the others have to be added again.
+            ManifestMismatch, LimitExceeded, MissingBase, NonFiniteValues, PayloadMismatch, FrameError,
+            StoreDamaged: it cannot count, and the update is to blame; ``dirty`` says whether the others have
+                to be added again.
             FoldingInterrupted, BrokerUnavailable, TransferStalled: it cannot be read now.
         """
 

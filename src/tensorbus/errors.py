@@ -178,7 +178,7 @@ class AlreadySettled(Conflict):
 
 
 class DeliveryExpired(AlreadySettled):
-    """The delivery is not this worker's any more, and the message was not settled: it is handed over again."""
+    """The delivery is not this worker's any more, and its message not settled: it is handed over again."""
 
     slug = "delivery-expired"
 

@@ -76,8 +76,8 @@ def test_built_wheel_imports_without_the_checkout(dist: Path, tmp_path: Path) ->
 
 
 def test_plain_install_imports_everything_but_torch_and_the_demo() -> None:
-    """With the plain dependencies alone every module imports, but for the demo, the integrations, and those that
-    work on torch's tensors: its serializer, and what codes on a device."""
+    """With the plain dependencies alone every module imports, but for the demo, the integrations, and those
+    that work on torch's tensors: its serializer, and what codes on a device."""
     modules = [
         ".".join(["tensorbus", *path.relative_to(ROOT).with_suffix("").parts])
         for room in ROOMS
