@@ -60,7 +60,8 @@ class KillableClient(Client):
 
     async def publish(self, topic: str, container: object, *args: Any, **settings: Any) -> Receipt:
         """As the real one."""
-        kind = (settings.get("headers") or {}).get("kind")
+        headers: dict[str, object] = settings.get("headers") or {}
+        kind = headers.get("kind")
         if topic.endswith(".rounds"):
             self.listener.reached(f"before-{kind}")
         receipt = await super().publish(topic, container, *args, **settings)

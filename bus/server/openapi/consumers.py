@@ -156,8 +156,9 @@ def _stream_answer() -> Part:
     return {
         "description": "Deliveries, in the form that `Accept` asks for. Lines of JSON (the default): objects "
         "with one member each, `delivery`, `heartbeat`, or `problem`, which is the last one. Events, for "
-        "browsers: the same as `delivery` and `problem`. Records, for programs: length of the JSON and length of the "
-        "frames (each a little-endian u32), the JSON as in a line, the frames; two zeros are a sign of life.",
+        "browsers: the same as `delivery` and `problem`. Records, for programs: length of the JSON and "
+        "length of the frames (each a little-endian u32), the JSON as in a line, the frames; two zeros are a "
+        "sign of life.",
         "headers": {"Tensorbus-Stream": {"schema": text, "description": "Names this stream, to end it."}},
         "content": {
             "application/jsonl": {"schema": text},
