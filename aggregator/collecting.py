@@ -33,11 +33,11 @@ from .control import Switch
 from .events import Emitter
 from .headers import DeclineHeaders, UpdateHeaders, parse_answer
 from .inbox import Inbox
-from .models import GlobalModel
+from .models import GlobalModel, last_models
 from .records import Roster
 from .reducers.base import Reducer
 from .rounds import Accepted, Round, Verdict
-from .updates import Contribution, NotEnoughUpdates, UpdateRefused
+from .updates import Contribution, FoldingInterrupted, NotEnoughUpdates, UpdateRefused
 
 log = logging.getLogger("tensorbus.aggregator")
 
@@ -178,14 +178,15 @@ class Collector:
             if isinstance(answer, DeclineHeaders):
                 await self._decline(delivery, answer)
                 return
-            verdict = self.round.judge(delivery.id, answer)
+            now = self.now()
+            verdict = self.round.judge(delivery.id, answer, now)
             if verdict is Verdict.EARLY:
-                await inbox.check()  # or it is this aggregator that is behind
+                await self._make_sure(inbox)
                 raise RoundClosed(f"round {answer.number} has not begun; round {self.round.number} is open")
             if verdict is Verdict.FOLD:
                 await self._fold(delivery, answer, self.round.weight_of(answer))
                 self._held[delivery.id] = delivery
-                self._accepted(self.round.accept(delivery.id, answer))
+                self._accepted(self.round.accept(delivery.id, answer, now=now))
         except REFUSED as error:
             await self._refuse(delivery.id, _shown_site(delivery), error, delivery)
             if self.reducer.dirty:
@@ -198,6 +199,18 @@ class Collector:
                 about = {"message": delivery.id, "site": answer.site, "round": answer.number}
                 self.emit("ignored", why=verdict.value, **about)
             await _acknowledge(delivery)
+
+    async def _make_sure(self, inbox: Inbox) -> None:
+        """Before an update of a later round is refused: or is it this aggregator that is behind?
+
+        Raises:
+            JobError: another aggregator has taken the job over, and gets the update.
+            FoldingInterrupted: another one had it meanwhile, and went on; the job is taken up where it is.
+        """
+        await inbox.check()
+        newest = max(await last_models(self.bus, self.round.spec.job, 1), default=0)
+        if newest > self.round.number:
+            raise FoldingInterrupted(f"round {self.round.number} was closed by another aggregator")
 
     async def _decline(self, delivery: Delivery, word: DeclineHeaders) -> None:
         if self.round.decline(word):

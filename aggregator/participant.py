@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from .arriving import Arriving
 from .headers import UpdateHeaders
 from .job import JobSpec, check_name, model_topic, site_consumer, state_name
 from .models import GlobalModel, coming_model, newest_model
-from .sampling import is_selected
+from .sampling import is_selected, share_after
 from .state_folder import StateFolder
 from .uplink import Uplink
 
@@ -163,6 +164,7 @@ class Participant:
         self._unsettled: list[Delivery] = []
         self._left = False
         self._patience = LOOK_AGAIN
+        self._waiting: tuple[int, float] | None = None  # the round, and since when its model is sealed
         if base is not None:
             bus.add_base(base)
 
@@ -181,7 +183,8 @@ class Participant:
         """A Task for each round that this site takes part in, always of the newest model; ends with the job.
 
         A round that the site has answered already, in this process or before a restart, is not given again,
-        nor is one for which it was not selected. While the job is paused no round comes.
+        nor is one for which it was not selected, unless the round has no quorum at its deadline: then twice
+        as many sites step in, and so on after each further deadline. While the job is paused no round comes.
 
         Raises:
             BrokerUnavailable: the broker went away and did not come back in time.
@@ -192,7 +195,7 @@ class Participant:
         async with self._bus.subscribe(model_topic(self._job), consumer=consumer, follow=True) as deliveries:
             while self._final is None and not self._left:
                 model = await self._newest()
-                if model is not None and model.round > done:
+                if model is not None and model.round > done and self._is_drawn(model):
                     done = model.round
                     task = Task(Arriving(model), self._site, self._down, self._up, self._state)
                     if await self._wanted(task):
@@ -230,10 +233,17 @@ class Participant:
             return None
         return model
 
+    def _is_drawn(self, model: GlobalModel) -> bool:
+        """Whether this site takes part in the round, or steps in by now."""
+        spec, now = model.spec, time.monotonic()
+        if self._waiting is None or self._waiting[0] != model.round:
+            self._waiting = model.round, math.inf
+        if model.sealed:
+            self._waiting = model.round, min(now, self._waiting[1])
+        share = share_after(spec.select, spec.deadline, now - self._waiting[1])
+        return is_selected(spec.job, model.round, self._site, share)
+
     async def _wanted(self, task: Task) -> bool:
-        spec = task.spec
-        if not is_selected(spec.job, task.round, self._site, spec.select):
-            return False
         return not await Uplink(task.arriving, self._site, self._state).answered()
 
     async def _woken(self, deliveries: Subscription) -> None:

@@ -20,8 +20,11 @@ from enum import StrEnum
 
 from .headers import DeclineHeaders, UpdateHeaders
 from .job import JobSpec
-from .sampling import is_selected
+from .sampling import is_selected, share_after
 from .staleness import discount
+
+MARGIN = 60.0
+"""Seconds (at most a deadline) by which a site that steps in may be ahead of the aggregator."""
 
 
 class Verdict(StrEnum):
@@ -40,7 +43,7 @@ class Verdict(StrEnum):
     EARLY = "early"
     """Its round has not begun, so it cannot come from this round's model."""
     UNSELECTED = "unselected"
-    """Its site was not drawn for its round."""
+    """Its site was not drawn for this round, and need not step in yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,8 @@ class Round:
 
     # --- who is in -----------------------------------------------------------------------------------
 
-    def judge(self, message: str, update: UpdateHeaders) -> Verdict:
-        """What to do with this update."""
+    def judge(self, message: str, update: UpdateHeaders, now: float | None = None) -> Verdict:
+        """What to do with this update, at ``now``; None is the beginning of the round."""
         answer = update.site, update.number
         if message in self.before.messages:
             return Verdict.COUNTED
@@ -115,17 +118,28 @@ class Round:
             return Verdict.DUPLICATE
         if (held := self.accepted.get(answer)) is not None:
             return Verdict.REPEATED if held.message == message else Verdict.DUPLICATE
-        if not is_selected(self.spec.job, update.number, update.site, self.spec.select):
+        # Of an earlier round it is not known how long it took, and so not who stepped in.
+        if update.number == self.number and not self._is_drawn(update.site, now):
             return Verdict.UNSELECTED
         return Verdict.FOLD
+
+    def _is_drawn(self, site: str, now: float | None) -> bool:
+        spec, elapsed = self.spec, 0.0
+        if now is not None:
+            until = now if self._paused is None else self._paused
+            elapsed = until - self.opened + min(MARGIN, spec.deadline / 2)
+        share = share_after(spec.select, spec.deadline, elapsed)
+        return is_selected(spec.job, self.number, site, share)
 
     def weight_of(self, update: UpdateHeaders) -> float:
         """What it counts for: its examples, discounted by how far it is behind."""
         return update.num_examples * discount(self.number - update.number, self.spec.alpha)
 
-    def accept(self, message: str, update: UpdateHeaders, weight: float | None = None) -> Accepted:
+    def accept(
+        self, message: str, update: UpdateHeaders, weight: float | None = None, now: float | None = None
+    ) -> Accepted:
         """The update was folded whole. ``weight`` is given where it was decided before a restart."""
-        if self.closed or (weight is None and self.judge(message, update) is not Verdict.FOLD):
+        if self.closed or (weight is None and self.judge(message, update, now) is not Verdict.FOLD):
             raise ValueError(f"update {message} of {update.site} cannot be accepted in round {self.number}")
         accepted = Accepted(message, update, self.weight_of(update) if weight is None else weight)
         self.accepted[update.site, update.number] = accepted

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from tensorbus.aggregator.events import Event
-from tensorbus.aggregator.headers import UpdateHeaders
-from tensorbus.aggregator.job import JobSpec, update_key, updates_topic
+from tensorbus.aggregator.headers import ModelHeaders, UpdateHeaders
+from tensorbus.aggregator.job import JobSpec, model_key, update_key, updates_topic
 from tensorbus.aggregator.models import GlobalModel, newest_model
 from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
@@ -252,6 +252,25 @@ async def test_an_update_that_only_spoils_the_model_is_found_out_when_the_round_
     np.testing.assert_array_equal(final["weight"], high["weight"])
     assert "range of float32" in str((await watch.seen("refused")).fields["reason"])
     assert (await watch.seen("refused")).fields["site"] == "bad"
+
+
+async def test_an_update_of_a_round_that_another_aggregator_has_begun_is_not_refused_but_counts(
+    bus: Client,
+) -> None:
+    """Two aggregators were started: the one that lags must not delete what the other waits for."""
+    spec = replace(SPEC, rounds=2)
+    await bus.publish("fl.sft.seed", update(0))
+    watch = Watch()
+    run = asyncio.ensure_future(Aggregator(bus, spec, init=None, listener=watch).run())
+    await watch.seen("round")
+    model = ModelHeaders(2, False, spec).to_headers()
+    await bus.publish("fl.sft.model", update(1), headers=model, key=model_key("sft", 2))
+    for site, value in (("a", 2), ("b", 4)):
+        told = UpdateHeaders(site, 2, 10).to_headers("sft")
+        await bus.publish(updates_topic("sft"), update(value), headers=told, key=update_key("sft", 2, site))
+    async with asyncio.timeout(30):
+        await holds(await run, 3.0)
+    assert not [event for event in watch.events if event.name == "refused"]
 
 
 async def test_an_update_that_rots_on_the_disk_is_refused_and_the_others_count(

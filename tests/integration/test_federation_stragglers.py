@@ -169,6 +169,27 @@ async def test_of_more_sites_than_are_needed_the_first_ones_count_and_who_was_no
             assert len(cast("list[str]", event.fields["sites"])) == 2
 
 
+async def test_a_round_for_which_nobody_was_drawn_ends_all_the_same(
+    bus: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some deadlines the two that there are have stepped in."""
+    monkeypatch.setattr("tensorbus.aggregator.participant.LOOK_AGAIN", 0.2)
+    told: list[Event] = []
+    spec = replace(SPEC, select=0.01, rounds=1, deadline=0.5)
+    names = [name for name in map("site-{}".format, range(50)) if not is_selected("sft", 1, name, 0.02)][:2]
+
+    async def site(name: str) -> None:
+        async for task in Participant(bus, job="sft", site=name).rounds():
+            await task.submit(model(1), num_examples=1)
+
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        await asyncio.gather(*map(site, names))
+        await run
+    [closing] = [event for event in told if event.name == "closing"]
+    assert sorted(cast("list[str]", closing.fields["sites"])) == sorted(names)
+
+
 async def test_buffered_rounds_take_so_many_updates_whoever_they_are_from(
     bus: Client, tmp_path: Path
 ) -> None:

@@ -229,6 +229,24 @@ def test_a_site_that_was_not_drawn_does_not_count() -> None:
     assert make_round(select=0.5).judge("1", update(one)) is Verdict.UNSELECTED
 
 
+def test_others_step_in_where_too_few_were_drawn() -> None:
+    """Twice as many after each deadline, so that in the end everybody may; but no sooner than a margin."""
+    sites = [f"s{site}" for site in range(1000)]
+    drawn = [
+        sum(
+            make_round(select=0.1, deadline=1000.0).judge("1", update(site), now) is Verdict.FOLD
+            for site in sites
+        )
+        for now in (1000.0, 1930.0, 2000.0, 3000.0, 4000.0, 5000.0)
+    ]
+    assert drawn[0] == drawn[1] and 50 < drawn[0] < 150
+    assert drawn == sorted(drawn) and drawn[-1] == 1000
+    assert 150 < drawn[2] < 250 and 330 < drawn[3] < 470
+    waiting = make_round(select=0.1, deadline=1000.0)
+    waiting.pause(1010.0)
+    assert sum(waiting.judge("1", update(site), 9000.0) is Verdict.FOLD for site in sites) == drawn[0]
+
+
 def test_a_paused_round_does_not_close_and_its_deadline_moves_on() -> None:
     """All are in, and it waits; with 20 s to go before the pause there are 20 s to go after it."""
     round_ = make_round()
