@@ -12,6 +12,7 @@ that is given up, and an older one is deleted.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
@@ -157,6 +158,8 @@ class Publisher:
                 self._check_room(answer, topic)
                 self._judge(answer, f"creating an upload of {key}", 409, 410, 503)
                 return None, None
+            if (stored := answer.headers.get("tensorbus-receipt")) is not None:
+                return None, json.loads(stored)  # and it may have been consumed, and be gone, since then
             location = answer.headers["location"]
             self._note(Event("created", key=key, topic=topic, text=location))
         path = location[location.index("/v1/") :]
