@@ -52,20 +52,23 @@ TB_EXPORT int64_t tb_exact_add(int dtype, const void *values, int64_t count, voi
     memcpy(&limit, &limit_value, 8);
     for (int64_t first = 0; first < count; first += TB_STEP) {
         int64_t n = tb_min(TB_STEP, count - first);
+        const void *loaded; /* float64 as they are, all others as float32 */
         tb_prefetch(sums, (first + TB_STEP) * 16, TB_STEP * 16);
         if (dtype == TB_FLOAT64) {
             const tb_any_double *from = (const tb_any_double *)values + first;
             for (int64_t i = 0; i < n; i++)
                 products[i] = from[i] * weight;
+            loaded = from;
         } else {
             const tb_any_float *from = tb_load(dtype, values, first, n, chunk);
             for (int64_t i = 0; i < n; i++)
                 products[i] = (double)from[i] * weight;
+            loaded = from;
         }
         int overflow = add_products(products, n, (tb_sum *)sums + first, &largest);
         if (overflow || largest >= limit) {
-            const char *from = (const char *)values + first * tb_itemsize(dtype);
-            return isfinite(tb_largest(dtype, from, n)) ? TB_MALFORMED : TB_NON_FINITE;
+            double most = tb_largest(dtype == TB_FLOAT64 ? TB_FLOAT64 : TB_FLOAT32, loaded, n);
+            return isfinite(most) ? TB_MALFORMED : TB_NON_FINITE;
         }
     }
     return TB_OK;

@@ -526,6 +526,41 @@ static void planes(void)
     planes_of(TB_BFLOAT16, LARGE, 2);
 }
 
+/* --- exact sums ---------------------------------------------------------------------------------------------- */
+
+int64_t tb_exact_add(int, const void *, int64_t, void *, double);
+int64_t tb_exact_merge(const void *, int64_t, void *);
+int64_t tb_exact_divide(const void *, int64_t, double, double *);
+
+static void exact_of(int dtype, int64_t count)
+{
+    static const double weights[] = {1.0, 812.0, 1.0 / 3, 1e300};
+    uint8_t *sums = memset(take_aligned(16 * count), 0, (size_t)(16 * count));
+    for EACH (i, weights) {
+        uint8_t *next = memcpy(take_aligned(16 * count), sums, (size_t)(16 * count));
+        int64_t result = tb_exact_add(dtype, values_of(dtype, count), count, next, weights[i]);
+        mix_result(result);
+        if (result == TB_OK) { /* they are undefined otherwise */
+            sums = next;
+            mix(sums, 16 * count);
+        }
+    }
+    mix_result(tb_exact_merge(memcpy(take(16 * count), sums, (size_t)(16 * count)), count, sums));
+    mix(sums, 16 * count);
+    double *out = take_aligned(8 * count);
+    mix_result(tb_exact_divide(sums, count, 813.75, out));
+    mix(out, 8 * count);
+    mix_result(tb_exact_merge(garbage(16 * count), count, sums));
+    free_all();
+}
+
+static void exact(void)
+{
+    for (int dtype = 0; dtype < 4; dtype++)
+        for EACH (n, COUNTS)
+            exact_of(dtype, COUNTS[n]);
+}
+
 /* --- the table ---------------------------------------------------------------------------------------------- */
 
 int64_t tb_abi(void);
@@ -549,6 +584,7 @@ static const struct {
     {"huffman", huffman},
     {"even", even},
     {"planes", planes},
+    {"exact", exact},
 };
 
 int main(int arguments, char **words)

@@ -99,7 +99,7 @@ def test_plug_ins_come_by_entry_point(tmp_path: Path) -> None:
     assert found["through"] == [{"name": "through", "depth": -15.0}]
     assert found["rotate"] == "Rotate"
     assert "mine" in found["quantizer nothing"]
-    assert "delta, same, feedback, rotate, through" in found["stage nothing"]
+    assert "delta, same, feedback, rotate, clip, gauss, through" in found["stage nothing"]
     assert "is no Quantizer" in found["quantizer wrong"]
 
 
