@@ -248,7 +248,12 @@ class Participant:
 
     async def _woken(self, deliveries: Subscription) -> None:
         """Wait for a delivery, which has then done its work, or for a while."""
-        delivery = await deliveries.receive(timeout=self._patience)
+        try:
+            delivery = await deliveries.receive(timeout=self._patience)
+        except NotFound:
+            # A second process of this site came to the job's end first, and has deleted the consumer of both.
+            await asyncio.sleep(LOOK_SOON)
+            return
         if delivery is not None:
             self._unsettled.append(delivery)
             self._patience = LOOK_SOON
