@@ -26,10 +26,10 @@ from tensorbus.streaming.specs import naming
 from .coverage import Piece
 from .reducers.base import Workspace
 from .result_items import Averaged, Stored, precision, typed
-from .room import Room
+from .tensor_room import TensorRoom, tensors_of
 
 
-class Accumulator:
+class Accumulator(TensorRoom):
     """The tensors of a model as flat arrays of sums. Its methods block.
 
     Args:
@@ -41,26 +41,9 @@ class Accumulator:
     """
 
     def __init__(self, specs: Sequence[ItemSpec], workspace: Workspace) -> None:
-        self._specs = {spec.name: spec for spec in specs if spec.kind == "tensor" and spec.view is None}
-        sizes = {name: spec.count * precision(spec).itemsize for name, spec in self._specs.items()}
-        self._room = Room(sizes, workspace.folder if workspace.accumulator == "file" else None)
-        self._divided: set[str] = set()
-        self._kept: set[str] = set()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all sums."""
-        return self._room.nbytes
-
-    def reset(self) -> None:
-        """All sums to zero, in place. Raises as ``Room.reset``."""
-        self._divided.clear()
-        self._kept.clear()
-        self._room.reset()
-
-    def close(self) -> None:
-        """Give the room back."""
-        self._room.close()
+        tensors = tensors_of(specs)
+        sizes = {name: spec.count * precision(spec).itemsize for name, spec in tensors.items()}
+        super().__init__(tensors, sizes, workspace)
 
     def array(self, name: str) -> Sums:
         """The tensor's sums, flat and writable; its values once it is divided, which ``item`` then reads."""
@@ -98,14 +81,6 @@ class Accumulator:
         if shares:
             np.copyto(sums, -0.0, where=sums == 0)  # what leaves the sign of a zero alone when it is added to
             self.add_pieces(name, event, shares)
-
-    def keep(self, name: str, event: SliceEvent) -> None:
-        """The tensor is what its slices decode to, bit for bit; nothing was added. Raises as ``add``."""
-        self._kept.add(name)
-        size = event.spec.dtype.itemsize
-        out = self._room.part(name)[event.offset * size : (event.offset + event.count) * size]
-        with naming(event.spec.name):
-            event.codec.decode(event.payload, event.offset, out.data)
 
     def values(self, name: str, total: float) -> Sums | None:
         """The values in ``array``, divided by ``total`` if they are not yet; None for what was kept."""

@@ -35,7 +35,7 @@ from tensorbus.streaming.specs import naming
 from .coverage import Piece
 from .reducers.base import Workspace
 from .result_items import Averaged, Stored, precision, typed
-from .room import Room
+from .tensor_room import TensorRoom, tensors_of
 
 Bytes = npt.NDArray[np.uint8]
 Doubles = npt.NDArray[np.float64]
@@ -43,35 +43,22 @@ Doubles = npt.NDArray[np.float64]
 FLOAT64 = DTYPES["float64"]
 
 
-class ExactSums:
+class ExactSums(TensorRoom):
     """The tensors of a model as exact sums. Arguments and methods are those of `Accumulator`."""
 
     def __init__(self, specs: Sequence[ItemSpec], workspace: Workspace) -> None:
-        self._specs = {spec.name: spec for spec in specs if spec.kind == "tensor" and spec.view is None}
-        for spec in self._specs.values():
+        tensors = tensors_of(specs)
+        for spec in tensors.values():
             precision(spec)  # raises where there is no mean
-        sizes = {name: spec.count * exact.BYTES for name, spec in self._specs.items()}
-        self._room = Room(sizes, workspace.folder if workspace.accumulator == "file" else None)
+        sizes = {name: spec.count * exact.BYTES for name, spec in tensors.items()}
+        super().__init__(tensors, sizes, workspace)
         self._decoded = SliceBuffer()
         self._split: dict[str, bytes] = {}
-        self._divided: set[str] = set()
-        self._kept: set[str] = set()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all sums."""
-        return self._room.nbytes
 
     def reset(self) -> None:
-        """See `Accumulator`."""
+        """See `TensorRoom`."""
         self._split.clear()
-        self._divided.clear()
-        self._kept.clear()
-        self._room.reset()
-
-    def close(self) -> None:
-        """See `Accumulator`."""
-        self._room.close()
+        super().reset()
 
     def add(self, name: str, event: SliceEvent, weight: float) -> None:
         """See `Accumulator`."""
@@ -126,14 +113,6 @@ class ExactSums:
                 if begin < end:
                     _add_share(out[begin:end], base[begin:end], share)
             _store(name, first, out, means[first:last])
-
-    def keep(self, name: str, event: SliceEvent) -> None:
-        """See `Accumulator`."""
-        self._kept.add(name)
-        size = event.spec.dtype.itemsize
-        out = self._room.part(name)[event.offset * size : (event.offset + event.count) * size]
-        with naming(event.spec.name):
-            event.codec.decode(event.payload, event.offset, out.data)
 
     def values(self, name: str, total: float) -> Values | None:
         """See `Accumulator`."""

@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +27,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import llama
 import numpy as np
 import resident
 import torch
+from child import Process
 
 from tensorbus.aggregator.bus_update import BusUpdate
 from tensorbus.aggregator.layout import Layout
@@ -154,39 +154,6 @@ async def receive(url: str, shapes: Shapes, way: str, path: Path | None) -> None
 
 
 # --- the driver ------------------------------------------------------------------------------------------
-
-
-class Process:
-    """A child that speaks JSON lines."""
-
-    def __init__(self, *command: str, quiet: bool = False) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet else None,
-            text=True,
-        )
-        self.pid = self._child.pid
-
-    def hear(self) -> dict[str, object]:
-        """Its next line."""
-        line = cast(IO[str], self._child.stdout).readline()
-        if not line:
-            raise RuntimeError(f"a process of the benchmark ended with exit code {self._child.wait()}")
-        return cast(dict[str, object], json.loads(line))
-
-    def go(self) -> None:
-        """Let it begin."""
-        said = cast(IO[str], self._child.stdin)
-        said.write("go\n")
-        said.flush()
-
-    def end(self) -> None:
-        """Terminate it if it has not ended by itself."""
-        if self._child.poll() is None:
-            self._child.terminate()
-        self._child.wait()
 
 
 @contextmanager

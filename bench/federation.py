@@ -28,8 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import resident
+from child import Process
 from wholerounds import memory, models
-from wholerounds.processes import Memory, Process, aggregator, broker, settled, until
+from wholerounds.processes import Memory, aggregator, broker, settled, until
 
 from tensorbus.aggregator.job import check_name
 

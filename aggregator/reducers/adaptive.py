@@ -104,20 +104,10 @@ class FedAdam(Adaptive):
 
 
 @dataclass(frozen=True, slots=True)
-class FedYogi(Adaptive):
-    """See the module."""
-
-    lr: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-    start: int = 1
+class FedYogi(FedAdam):
+    """As FedAdam, but the second moment moves by a step that does not depend on how far it is off."""
 
     name: ClassVar[str] = "fedyogi"
-
-    def __post_init__(self) -> None:
-        Adaptive.__post_init__(self)
-        check_number(self.name, "beta2", self.beta2, 0, 1)
 
     def grow(self, second: Accumulator, square: Accumulator) -> None:
         sign = np.sign(second - square)

@@ -14,7 +14,7 @@ import pytest
 
 from tensorbus.aggregator.control import give_order
 from tensorbus.aggregator.events import Event
-from tensorbus.aggregator.job import JobSpec
+from tensorbus.aggregator.job import JobSpec, site_consumer
 from tensorbus.aggregator.models import GlobalModel
 from tensorbus.aggregator.participant import Participant, Task
 from tensorbus.aggregator.sampling import is_selected
@@ -167,6 +167,22 @@ async def test_of_more_sites_than_are_needed_the_first_ones_count_and_who_was_no
     for event in told:
         if event.name == "closing":
             assert len(cast("list[str]", event.fields["sites"])) == 2
+
+
+async def test_a_site_whose_consumer_was_deleted_comes_to_the_end(bus: Client) -> None:
+    """As a second process of the same site does when it is the first to see the job end."""
+    told: list[Event] = []
+    spec = replace(SPEC, sites=1, quorum=1, rounds=2)
+    rounds: list[int] = []
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        async for task in Participant(bus, job="sft", site="a").rounds():
+            rounds.append(task.round)
+            if task.round == 1:
+                await bus.delete_consumer(site_consumer("sft", "a"))
+            await task.submit(model(1), num_examples=1)
+        await run
+    assert rounds == [1, 2]
 
 
 async def test_a_round_for_which_nobody_was_drawn_ends_all_the_same(
