@@ -44,6 +44,9 @@ log = logging.getLogger("tensorbus.aggregator")
 REFUSED = (CodecError, FrameError, InvalidName, InvalidRequest, LimitExceeded, RoundClosed, StoreDamaged)
 """What is wrong with an update itself; anything else is a fault of the bus, no reason to drop an update."""
 
+PUT_OFF = 60.0
+"""Seconds after which an update of a site that was not drawn is looked at again."""
+
 
 @dataclass(slots=True)
 class Collector:
@@ -194,6 +197,8 @@ class Collector:
             return
         if verdict is Verdict.REPEATED:
             self._held[delivery.id] = delivery  # the token of the earlier hand-over is worth nothing now
+        elif verdict is Verdict.UNDRAWN:
+            await _put_off(delivery, self.round.drawn_in(answer.site, now))
         elif verdict is not Verdict.FOLD:
             if verdict is not Verdict.COUNTED:
                 about = {"message": delivery.id, "site": answer.site, "round": answer.number}
@@ -283,6 +288,14 @@ def _shown_site(delivery: Delivery) -> str:
     """The site that a message says it is from, which may be anything."""
     site = delivery.headers.get("site")
     return site if isinstance(site, str) and len(site) <= 64 and site.isprintable() else ascii(site)[:64]
+
+
+async def _put_off(delivery: Delivery, seconds: float) -> None:
+    """Have it delivered again when it can be folded; looked at again in between, should the round end first."""
+    try:
+        await delivery.nak(min(seconds, PUT_OFF))
+    except (AlreadySettled, NotFound) as error:
+        log.info("update %s: %s", delivery.id, error)
 
 
 async def _acknowledge(delivery: Delivery) -> None:

@@ -33,7 +33,7 @@ from .arriving import Arriving
 from .headers import UpdateHeaders
 from .job import JobSpec, check_name, model_topic, site_consumer, state_name
 from .models import GlobalModel, coming_model, newest_model
-from .sampling import is_selected, share_after
+from .sampling import drawn_after
 from .state_folder import StateFolder
 from .uplink import Uplink
 
@@ -240,8 +240,8 @@ class Participant:
             self._waiting = model.round, math.inf
         if model.sealed:
             self._waiting = model.round, min(now, self._waiting[1])
-        share = share_after(spec.select, spec.deadline, now - self._waiting[1])
-        return is_selected(spec.job, model.round, self._site, share)
+        deadlines = drawn_after(spec.job, model.round, self._site, spec.select)
+        return deadlines == 0 or now - self._waiting[1] >= deadlines * spec.deadline
 
     async def _wanted(self, task: Task) -> bool:
         return not await Uplink(task.arriving, self._site, self._state).answered()

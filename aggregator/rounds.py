@@ -20,11 +20,8 @@ from enum import StrEnum
 
 from .headers import DeclineHeaders, UpdateHeaders
 from .job import JobSpec
-from .sampling import is_selected, share_after
+from .sampling import drawn_after
 from .staleness import discount
-
-MARGIN = 60.0
-"""Seconds (at most a deadline) by which a site that steps in may be ahead of the aggregator."""
 
 
 class Verdict(StrEnum):
@@ -42,8 +39,8 @@ class Verdict(StrEnum):
     """Its round is over, for longer than the job allows."""
     EARLY = "early"
     """Its round has not begun, so it cannot come from this round's model."""
-    UNSELECTED = "unselected"
-    """Its site was not drawn for this round, and need not step in yet."""
+    UNDRAWN = "undrawn"
+    """Its site need not step in yet: it can be folded ``drawn_in`` so many seconds, if the round goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +116,19 @@ class Round:
         if (held := self.accepted.get(answer)) is not None:
             return Verdict.REPEATED if held.message == message else Verdict.DUPLICATE
         # Of an earlier round it is not known how long it took, and so not who stepped in.
-        if update.number == self.number and not self._is_drawn(update.site, now):
-            return Verdict.UNSELECTED
+        if update.number == self.number and self.drawn_in(update.site, now) > 0:
+            return Verdict.UNDRAWN
         return Verdict.FOLD
 
-    def _is_drawn(self, site: str, now: float | None) -> bool:
-        spec, elapsed = self.spec, 0.0
-        if now is not None:
-            until = now if self._paused is None else self._paused
-            elapsed = until - self.opened + min(MARGIN, spec.deadline / 2)
-        share = share_after(spec.select, spec.deadline, elapsed)
-        return is_selected(spec.job, self.number, site, share)
+    def drawn_in(self, site: str, now: float | None = None) -> float:
+        """Seconds from ``now`` until a site takes part in this round, or steps in; 0 if it does already.
+
+        A site goes by its own clock, and may have seen the model before this round was opened. So one that is
+        ahead is not turned away.
+        """
+        until = self.opened if now is None else now if self._paused is None else self._paused
+        deadlines = drawn_after(self.spec.job, self.number, site, self.spec.select)
+        return max(0.0, self.opened + deadlines * self.spec.deadline - until) if deadlines else 0.0
 
     def weight_of(self, update: UpdateHeaders) -> float:
         """What it counts for: its examples, discounted by how far it is behind."""

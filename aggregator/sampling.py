@@ -10,18 +10,23 @@ def is_selected(job: str, number: int, site: str, share: float) -> bool:
 
     Drawn by a hash, so that the site and the aggregator come to the same, also after a restart.
     """
-    if share >= 1:
-        return True
-    drawn = blake2b(f"{job}/{number}/{site}".encode(), digest_size=7).digest()
-    return int.from_bytes(drawn, "big") < share * (1 << 56)
+    return share >= 1 or _draw(job, number, site) < share
 
 
-def share_after(share: float, deadline: float, elapsed: float) -> float:
-    """The share that takes part when a round has gone on for ``elapsed`` seconds: twice as many after each
-    deadline that has passed.
+def drawn_after(job: str, number: int, site: str, share: float) -> int:
+    """How many deadlines pass before a site steps in; 0 if it was selected. After each of them, twice the
+    share takes part.
 
     A draw may bring fewer sites than the quorum, and nobody knows how many there are to draw from; so others
     step in, and a round ends as long as there are enough sites at all.
     """
-    passed = min(64, max(0.0, elapsed) // deadline)
-    return min(1.0, share * 2.0**passed)
+    deadlines = 0
+    while not is_selected(job, number, site, share):
+        share, deadlines = 2 * share, deadlines + 1
+    return deadlines
+
+
+def _draw(job: str, number: int, site: str) -> float:
+    """Uniform in [0, 1)."""
+    digest = blake2b(f"{job}/{number}/{site}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / (1 << 48)

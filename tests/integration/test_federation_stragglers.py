@@ -17,7 +17,7 @@ from tensorbus.aggregator.events import Event
 from tensorbus.aggregator.job import JobSpec, site_consumer
 from tensorbus.aggregator.models import GlobalModel
 from tensorbus.aggregator.participant import Participant, Task
-from tensorbus.aggregator.sampling import is_selected
+from tensorbus.aggregator.sampling import drawn_after, is_selected
 from tensorbus.aggregator.worker import Aggregator
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
@@ -204,6 +204,24 @@ async def test_a_round_for_which_nobody_was_drawn_ends_all_the_same(
         await run
     [closing] = [event for event in told if event.name == "closing"]
     assert sorted(cast("list[str]", closing.fields["sites"])) == sorted(names)
+
+
+async def test_an_update_that_comes_before_its_site_steps_in_is_put_off_and_counts(
+    bus: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site goes by its own clock, here one that is far ahead: its only update is not lost."""
+    monkeypatch.setattr("tensorbus.aggregator.participant.drawn_after", lambda *_: 0)
+    told: list[Event] = []
+    spec = replace(SPEC, sites=1, quorum=1, select=0.01, rounds=1, deadline=0.5)
+    name = next(name for name in map("site-{}".format, range(50)) if drawn_after("sft", 1, name, 0.01) == 3)
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        async for task in Participant(bus, job="sft", site=name).rounds():
+            await task.submit(model(1), num_examples=1)
+        await run
+    names = [event.name for event in told]
+    assert names.index("overdue") < names.index("folded")
+    assert "ignored" not in names
 
 
 async def test_buffered_rounds_take_so_many_updates_whoever_they_are_from(

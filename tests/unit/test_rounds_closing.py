@@ -226,25 +226,26 @@ def test_a_site_that_was_not_drawn_does_not_count() -> None:
     assert all(400 < len(sites) < 600 for sites in drawn.values())
     assert 150 < len(drawn[2] & drawn[3]) < 350
     one = next(iter(set(map("s{}".format, range(1000))) - drawn[2]))
-    assert make_round(select=0.5).judge("1", update(one)) is Verdict.UNSELECTED
+    assert make_round(select=0.5).judge("1", update(one)) is Verdict.UNDRAWN
 
 
 def test_others_step_in_where_too_few_were_drawn() -> None:
-    """Twice as many after each deadline, so that in the end everybody may; but no sooner than a margin."""
+    """Twice as many after each deadline, so that in the end everybody may; a round knows when."""
     sites = [f"s{site}" for site in range(1000)]
+    round_ = make_round(select=0.1, deadline=1000.0)
     drawn = [
-        sum(
-            make_round(select=0.1, deadline=1000.0).judge("1", update(site), now) is Verdict.FOLD
-            for site in sites
-        )
-        for now in (1000.0, 1930.0, 2000.0, 3000.0, 4000.0, 5000.0)
+        sum(round_.judge("1", update(site), now) is Verdict.FOLD for site in sites)
+        for now in (1000.0, 1990.0, 2000.0, 3000.0, 4000.0, 5000.0)
     ]
     assert drawn[0] == drawn[1] and 50 < drawn[0] < 150
     assert drawn == sorted(drawn) and drawn[-1] == 1000
     assert 150 < drawn[2] < 250 and 330 < drawn[3] < 470
-    waiting = make_round(select=0.1, deadline=1000.0)
-    waiting.pause(1010.0)
-    assert sum(waiting.judge("1", update(site), 9000.0) is Verdict.FOLD for site in sites) == drawn[0]
+    assert {round_.drawn_in(site, 1990.0) for site in sites} == {0.0, 10.0, 1010.0, 2010.0, 3010.0}
+    for site in sites:
+        wait = round_.drawn_in(site, 1990.0)
+        assert round_.judge("1", update(site), 1990.0 + wait) is Verdict.FOLD
+    round_.pause(1010.0)
+    assert sum(round_.judge("1", update(site), 9000.0) is Verdict.FOLD for site in sites) == drawn[0]
 
 
 def test_a_paused_round_does_not_close_and_its_deadline_moves_on() -> None:
