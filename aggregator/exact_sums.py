@@ -13,6 +13,7 @@ earlier bases are added to S like those of updates. Where nothing was added and 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,13 @@ Doubles = npt.NDArray[np.float64]
 FLOAT64 = DTYPES["float64"]
 
 
+class _Decoded(threading.local):
+    """What each thread decodes into."""
+
+    def __init__(self) -> None:
+        self.buffer = SliceBuffer()
+
+
 class ExactSums(TensorRoom):
     """The tensors of a model as exact sums. Arguments and methods are those of `Accumulator`."""
 
@@ -52,7 +60,7 @@ class ExactSums(TensorRoom):
             precision(spec)  # raises where there is no mean
         sizes = {name: spec.count * exact.BYTES for name, spec in tensors.items()}
         super().__init__(tensors, sizes, workspace)
-        self._decoded = SliceBuffer()
+        self._decoded = _Decoded()
         self._split: dict[str, bytes] = {}
 
     def reset(self) -> None:
@@ -168,7 +176,7 @@ class ExactSums(TensorRoom):
             return as_bytes(event.payload), event.codec.dtype
         if event.codec.base is not None and not event.codec.needs_base(event.payload):
             return self._summed(event)
-        out = self._decoded.take(event.count * event.codec.dtype.itemsize)
+        out = self._decoded.buffer.take(event.count * event.codec.dtype.itemsize)
         with naming(event.spec.name):
             event.codec.decode(event.payload, event.offset, out)
         return as_bytes(out), event.codec.dtype
@@ -176,7 +184,7 @@ class ExactSums(TensorRoom):
     def _summed(self, event: SliceEvent) -> tuple[Bytes, DType]:
         """As ``_decode``, of a slice that came whole though its codec has a base: that may be missing."""
         dtype = precision(event.spec)
-        out = as_bytes(self._decoded.take(event.count * dtype.itemsize))
+        out = as_bytes(self._decoded.buffer.take(event.count * dtype.itemsize))
         out.fill(0)
         with naming(event.spec.name):
             event.codec.accumulate(event.payload, event.offset, typed(out, event.spec), 1.0)

@@ -20,6 +20,9 @@ Scalar = str | int | float | bool | None
 MAX_EXAMPLES = 1e12
 """Weights beyond it would cost an fp32 sum its range, and no site has so many examples."""
 
+MAX_SUM_OF_EXAMPLES = 2.0**100
+"""The same of a region's exact sums."""
+
 MAX_METRIC = 1e100
 """In size; NaN is let through, since a loss that diverged is worth telling."""
 
@@ -27,23 +30,32 @@ MAX_METRICS = 64
 MAX_METRIC_NAME = 64
 MAX_REASON = 500
 
+MAX_SPEC_WITH_HISTORY = 8 << 10
+"""Characters of a specification beyond which there is no room for a history beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelHeaders:
-    """Of a global model: ``number`` is the round that begins with it, rounds + 1 for the final one."""
+    """Of a global model: ``number`` is the round that begins with it, rounds + 1 for the final one.
+
+    ``history`` tells whoever watches how the rounds before went, see `history`; nothing else depends on it.
+    """
 
     number: int
     final: bool
     spec: JobSpec
+    history: str | None = None
 
     def to_headers(self) -> dict[str, Scalar]:
-        return {
+        headers: dict[str, Scalar] = {
             "kind": "model",
             "job": self.spec.job,
             "round": self.number,
             "final": self.final,
             "spec": json.dumps(self.spec.to_json(), separators=(",", ":")),
         }
+        fits = self.history is not None and len(str(headers["spec"])) <= MAX_SPEC_WITH_HISTORY
+        return headers | {"history": self.history} if fits else headers
 
     @classmethod
     def parse(cls, job: str, headers: Mapping[str, object]) -> ModelHeaders:
@@ -52,7 +64,13 @@ class ModelHeaders:
         final = headers.get("final")
         if not isinstance(final, bool):
             raise InvalidRequest(f"the model's header 'final' is {final!r}; it must be true or false")
-        return cls(_round(headers), final, JobSpec.from_json(headers.get("spec")))
+        history = headers.get("history")
+        return cls(
+            _round(headers),
+            final,
+            JobSpec.from_json(headers.get("spec")),
+            history if isinstance(history, str) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +90,13 @@ class UpdateHeaders:
 
     def __post_init__(self) -> None:
         check_name(self.site, "site")
-        if not is_number(self.num_examples) or not 0 < self.num_examples <= MAX_EXAMPLES:
-            raise InvalidRequest(
-                f"num_examples is {self.num_examples!r:.80}, not a positive number up to {MAX_EXAMPLES:.0e}"
-            )
         if not isinstance(cast(object, self.partial), bool):
             raise InvalidRequest(f"the header 'partial' is {self.partial!r:.80}; it must be true or false")
+        most = MAX_SUM_OF_EXAMPLES if self.partial else MAX_EXAMPLES
+        if not is_number(self.num_examples) or not 0 < self.num_examples <= most:
+            raise InvalidRequest(
+                f"num_examples is {self.num_examples!r:.80}, not a positive number up to {most:.0e}"
+            )
         if len(self.metrics) > MAX_METRICS:
             raise InvalidRequest(f"{len(self.metrics)} metrics; at most {MAX_METRICS} are taken")
         for name, value in cast("dict[object, object]", self.metrics).items():

@@ -3,7 +3,7 @@
 Whoever takes a job over makes its consumers anew, under their old names. The one before it mostly hears of
 that at once; but if it was stopped meanwhile, or had lost the broker, it would go on with the new consumer,
 and take updates away from its successor. So it looks now and then whether the consumer is still the one that
-it made.
+it made, and the claim on the job its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Self
 from tensorbus.bus.client import Client, Delivery, Subscription
 from tensorbus.errors import JobError, NotFound, StoreDamaged
 
+from .claim import Claim
+
 log = logging.getLogger("tensorbus.aggregator")
 
 
@@ -30,10 +32,12 @@ class Inbox:
 
     Args:
         deliveries: of a consumer that was made just now.
+        claim: this aggregator's; None where it does not matter who is first.
     """
 
-    def __init__(self, bus: Client, deliveries: Subscription, job: str) -> None:
+    def __init__(self, bus: Client, deliveries: Subscription, job: str, claim: Claim | None = None) -> None:
         self._bus = bus
+        self._claim = claim
         self._deliveries = deliveries
         self._job = job
         self._made: datetime | None = None
@@ -84,7 +88,9 @@ class Inbox:
             return None
 
     async def check(self) -> None:
-        """Make sure that the consumer is this aggregator's. Raises as ``next``."""
+        """Make sure that the consumer is this aggregator's, and the job. Raises as ``next``."""
+        if self._claim is not None:
+            await self._claim.check()
         try:
             made = (await self._bus.consumer(self._deliveries.consumer)).created
         except NotFound:

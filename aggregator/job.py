@@ -69,6 +69,8 @@ class JobSpec:
         alpha: an update that is d rounds behind counts with ``(1 + d) ** -alpha`` of its examples.
         select: the share of all sites that takes part in a round, drawn anew for each; if more than ``sites``
             are drawn, the first ``sites`` count (over-selection).
+        own_topics: each site answers on a topic of its own, see ``answers_topic``, so that its token can be
+            kept to it: what it says in another's name is refused.
     """
 
     job: str
@@ -85,6 +87,7 @@ class JobSpec:
     staleness: int = 0
     alpha: float = 0.5
     select: float = 1.0
+    own_topics: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.job, "job")
@@ -118,6 +121,15 @@ class JobSpec:
             return self.quorum
         return max(1, math.ceil(_share(self.quorum) * expected))
 
+    def answers_topic(self, site: str) -> str:
+        """Where this site publishes its updates, and says that it sits out."""
+        return f"{updates_topic(self.job)}.{site}" if self.own_topics else updates_topic(self.job)
+
+    @property
+    def answers_filter(self) -> str:
+        """The topics on which sites answer."""
+        return self.answers_topic("*")
+
     @property
     def kept(self) -> int:
         """How many rounds back models, updates and records are kept."""
@@ -131,10 +143,10 @@ class JobSpec:
         if self.buffer is not None:
             _check_count("buffer", self.buffer, MAX_SITES)
         _check_count("staleness", self.staleness, MAX_STALENESS, least=0)
-        if not isinstance(cast(object, self.deterministic), bool):
-            raise InvalidSpecification(
-                f"deterministic is {self.deterministic!r:.80}; it must be true or false"
-            )
+        for name in ("deterministic", "own_topics"):
+            value: object = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidSpecification(f"{name} is {value!r:.80}; it must be true or false")
 
     def _check_quorum(self) -> None:
         quorum: object = self.quorum
@@ -206,13 +218,18 @@ def model_topic(job: str) -> str:
 
 
 def updates_topic(job: str) -> str:
-    """Where the sites of a job publish."""
+    """Where the sites of a job publish, unless each has a topic of its own below it."""
     return f"fl.{job}.updates"
 
 
 def rounds_topic(job: str) -> str:
     """Where the records of a job's rounds are, and what people want of it."""
     return f"fl.{job}.rounds"
+
+
+def claims_topic(job: str) -> str:
+    """Where aggregators say that they have the job."""
+    return f"fl.{job}.claims"
 
 
 def seed_topic(job: str) -> str:
@@ -233,9 +250,17 @@ def update_key(job: str, number: int, site: str, attempt: int = 1) -> str:
     return f"{job}/round-{number}/{site}" + (f"/{attempt}" if attempt > 1 else "")
 
 
-def decline_key(job: str, number: int, site: str, *, leaves: bool) -> str:
-    """The idempotency key of a site's word that round ``number``, or the job, goes on without it."""
-    return f"{job}/{'leave' if leaves else 'decline'}-{number}/{site}"
+def decline_key(job: str, number: int, site: str) -> str:
+    """The idempotency key of a site's word that round ``number`` goes on without it."""
+    return f"{job}/decline-{number}/{site}"
+
+
+def leave_key(job: str, number: int, site: str, time: str) -> str:
+    """The idempotency key of a site's word, in round ``number``, that the job goes on without it.
+
+    ``time`` tells it from another one, if the site came back in between.
+    """
+    return f"{job}/leave-{number}/{site}/{time}"
 
 
 def update_round(key: str) -> int:

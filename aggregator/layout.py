@@ -19,6 +19,9 @@ from tensorbus.errors import LimitExceeded, ManifestMismatch
 MAX_EXTRAS = 16 << 20
 """Bytes of all scalars and byte strings of an update together: they are kept beside the accumulator."""
 
+FRAMES, LEAST_SLICE = 4096, 4096
+"""Frames that any update may have, and bytes of the model for each further one. Clients fill 1 MiB."""
+
 _Storage = tuple[str, int, tuple[int, ...]]
 """Of an item: the tensor that is sent and in which it lies, its offset there, its strides."""
 
@@ -34,6 +37,12 @@ class Layout:
         """The layout of a message, whatever it was encoded with."""
         plain = (ItemSpec(spec.name, spec.dtype, spec.shape, spec.kind, view=spec.view) for spec in manifest)
         return cls(tuple(plain))
+
+    @property
+    def most_frames(self) -> int:
+        """Frames that an update may come in: each costs the same, however little there is in it."""
+        nbytes = sum(spec.nbytes for spec in self.specs if spec.view is None)
+        return FRAMES + 4 * len(self.specs) + nbytes // LEAST_SLICE
 
     def match(self, manifest: Sequence[ItemSpec]) -> dict[str, str]:
         """For each tensor that an update sends, the tensor of the model that it is added to.

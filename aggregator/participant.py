@@ -17,25 +17,29 @@ it from then on, see `Arriving`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from tensorbus.bus.client import Client, Delivery, Receipt, Subscription
 from tensorbus.bus.client.progress import ProgressCallback
-from tensorbus.errors import AlreadySettled, Conflict, JobError, NotFound
+from tensorbus.errors import AlreadySettled, Conflict, Forbidden, JobError, NotFound
 from tensorbus.streaming.sinks import open_file_sink, open_sink
 
 from .arriving import Arriving
 from .headers import UpdateHeaders
 from .job import JobSpec, check_name, model_topic, site_consumer, state_name
 from .models import GlobalModel, coming_model, newest_model
-from .sampling import drawn_after
+from .sampling import deadlines_in, drawn_after
 from .state_folder import StateFolder
 from .uplink import Uplink
+
+log = logging.getLogger("tensorbus.participant")
 
 LOOK_AGAIN = 10.0
 """Seconds after which the newest model is looked up although no delivery came: a second process of the same
@@ -164,6 +168,7 @@ class Participant:
         self._unsettled: list[Delivery] = []
         self._left = False
         self._patience = LOOK_AGAIN
+        self._missing = LOOK_SOON / 2
         self._waiting: tuple[int, float] | None = None  # the round, and since when its model is sealed
         if base is not None:
             bus.add_base(base)
@@ -184,31 +189,35 @@ class Participant:
 
         A round that the site has answered already, in this process or before a restart, is not given again,
         nor is one for which it was not selected, unless the round has no quorum at its deadline: then twice
-        as many sites step in, and so on after each further deadline. While the job is paused no round comes.
+        as many sites step in, and so on after each further deadline; and a site that declined is asked again.
+        While the job is paused no round comes.
 
         Raises:
             BrokerUnavailable: the broker went away and did not come back in time.
             JobCancelled: the job was cancelled.
         """
-        done = 0
+        done, asked = 0, 0  # the round that came last, and the deadlines of it that had passed by then
         consumer = site_consumer(self._job, self._site)
-        async with self._bus.subscribe(model_topic(self._job), consumer=consumer, follow=True) as deliveries:
+        async with AsyncExitStack() as stack:
+            deliveries = await self._subscribed(stack, consumer)
             while self._final is None and not self._left:
                 model = await self._newest()
-                if model is not None and model.round > done and self._is_drawn(model):
-                    done = model.round
+                if model is not None and (model.round, passed := self._deadlines(model)) > (done, asked):
+                    again = model.round == done
                     task = Task(Arriving(model), self._site, self._down, self._up, self._state)
-                    if await self._wanted(task):
-                        yield task
-                        continue
+                    if self._is_drawn(model, passed):
+                        done, asked = model.round, passed
+                        if await self._wanted(task, again):
+                            yield task
+                            continue
                 if self._final is None:
                     await self._woken(deliveries)
         if self._final is not None:
             await asyncio.to_thread(self._state.remove)
         try:
             await self._bus.delete_consumer(consumer)
-        except NotFound:
-            pass  # a second process of this site was quicker
+        except (NotFound, Forbidden):
+            pass  # a second process of this site was quicker; or another token's has taken the name
 
     async def leave(self, reason: str = "") -> None:
         """Take part no more: no round waits for this site, and ``rounds`` ends. It may come back at any time.
@@ -220,6 +229,14 @@ class Participant:
         model = await newest_model(self._bus, self._job)
         if model is not None and not model.final:
             await Uplink(Arriving(model), self._site, self._state).decline(leaves=True, reason=reason)
+
+    async def _subscribed(self, stack: AsyncExitStack, consumer: str) -> Subscription:
+        topic = model_topic(self._job)
+        try:
+            return await stack.enter_async_context(self._bus.subscribe(topic, consumer, follow=True))
+        except Conflict as error:
+            log.warning("%s; site %s goes without a name of its own", error, self._site)
+            return await stack.enter_async_context(self._bus.subscribe(topic, follow=True))
 
     async def _newest(self) -> GlobalModel | None:
         """The newest model that begins a round, be it still on its way; the final one is noted."""
@@ -233,18 +250,24 @@ class Participant:
             return None
         return model
 
-    def _is_drawn(self, model: GlobalModel) -> bool:
-        """Whether this site takes part in the round, or steps in by now."""
-        spec, now = model.spec, time.monotonic()
+    def _deadlines(self, model: GlobalModel) -> int:
+        """How many of the round's deadlines have passed since its model was sealed, or first seen."""
+        now = time.monotonic()
         if self._waiting is None or self._waiting[0] != model.round:
             self._waiting = model.round, math.inf
         if model.sealed:
             self._waiting = model.round, min(now, self._waiting[1])
-        deadlines = drawn_after(spec.job, model.round, self._site, spec.select)
-        return deadlines == 0 or now - self._waiting[1] >= deadlines * spec.deadline
+        return deadlines_in(now - self._waiting[1], model.spec.deadline)
 
-    async def _wanted(self, task: Task) -> bool:
-        return not await Uplink(task.arriving, self._site, self._state).answered()
+    def _is_drawn(self, model: GlobalModel, passed: int) -> bool:
+        """Whether this site takes part in the round, or steps in after so many deadlines."""
+        spec = model.spec
+        return drawn_after(spec.job, model.round, self._site, spec.select) <= passed
+
+    async def _wanted(self, task: Task, again: bool) -> bool:
+        """Whether the round is to be given; ``again`` after another deadline, to a site that declined it."""
+        uplink = Uplink(task.arriving, self._site, self._state)
+        return not await uplink.answered() and await uplink.declined() == again
 
     async def _woken(self, deliveries: Subscription) -> None:
         """Wait for a delivery, which has then done its work, or for a while."""
@@ -252,7 +275,8 @@ class Participant:
             delivery = await deliveries.receive(timeout=self._patience)
         except NotFound:
             # A second process of this site came to the job's end first, and has deleted the consumer of both.
-            await asyncio.sleep(LOOK_SOON)
+            self._missing = min(LOOK_AGAIN, 2 * self._missing)
+            await asyncio.sleep(self._missing)
             return
         if delivery is not None:
             self._unsettled.append(delivery)

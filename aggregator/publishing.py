@@ -9,7 +9,7 @@ from tensorbus.bus.client import Client, Progress
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
 from tensorbus.errors import JobError
-from tensorbus.streaming.relay import RelaySource
+from tensorbus.streaming.relay import Relayed
 
 from .deleting import delete_rounds
 from .events import Emitter
@@ -33,8 +33,10 @@ class Publisher:
     emit: Emitter
     state: StateFolder
 
-    async def publish(self, number: int, container: object) -> GlobalModel:
+    async def publish(self, number: int, container: object, history: str | None = None) -> GlobalModel:
         """Seal ``container`` as the model that round ``number`` begins with; the newest model.
+
+        ``history`` tells of the rounds before.
 
         The key makes it happen once: when this model exists already, that one is returned.
         """
@@ -43,10 +45,10 @@ class Publisher:
         residuals = (
             await asyncio.to_thread(self.state.residuals) if has_feedback and self.state.lasting else None
         )
-        headers = ModelHeaders(number, number > self.spec.rounds, self.spec)
+        headers = ModelHeaders(number, number > self.spec.rounds, self.spec, history)
         return await self._seal(headers, container, pipeline, residuals)
 
-    async def relay(self, headers: ModelHeaders, source: RelaySource) -> GlobalModel:
+    async def relay(self, headers: ModelHeaders, source: Relayed) -> GlobalModel:
         """Seal the very slices of another job's model as one of this job; otherwise as `publish`."""
         return await self._seal(headers, source, None, None)
 
@@ -95,7 +97,8 @@ class Publisher:
         """
         job, oldest = self.spec.job, model.round - self.spec.kept
         await delete_rounds(self.bus, model_topic(job), below=oldest)
-        await delete_rounds(self.bus, updates_topic(job), below=model.round if model.final else oldest)
+        for answers in self._answers(ended=model.final):
+            await delete_rounds(self.bus, answers, below=model.round if model.final else oldest)
         await delete_rounds(self.bus, seed_topic(job), below=None)
 
     async def clear(self) -> None:
@@ -104,5 +107,10 @@ class Publisher:
         newest = max(await last_models(self.bus, job, 1), default=None)
         if newest is not None:
             await delete_rounds(self.bus, model_topic(job), below=newest)
-        for topic in (updates_topic(job), seed_topic(job)):
+        for topic in (*self._answers(ended=True), seed_topic(job)):
             await delete_rounds(self.bus, topic, below=None)
+
+    def _answers(self, *, ended: bool) -> list[str]:
+        """Where the sites' answers are; also where they were before a restart with another setting."""
+        job = self.spec.job
+        return [updates_topic(job), f"{updates_topic(job)}.*"] if ended else [self.spec.answers_filter]

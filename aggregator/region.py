@@ -40,7 +40,7 @@ from tensorbus.streaming.sources import ItemSource
 
 from .control import Switch, bury
 from .events import Emitter
-from .headers import MAX_EXAMPLES, MAX_METRICS, UpdateHeaders
+from .headers import MAX_METRICS, UpdateHeaders
 from .job import JobSpec, check_name, site_consumer, state_name
 from .models import GlobalModel, last_models, newest_model
 from .origin import ClosedRound
@@ -190,7 +190,7 @@ class Region:
         headers = UpdateHeaders(
             self._parent.site,
             task.round,
-            min(weight, MAX_EXAMPLES) if exactly else weight,  # sums bring weights of their own
+            weight,
             dict(list(closed.round.metrics().items())[:MAX_METRICS]),
             partial=exactly,
         )
@@ -264,10 +264,9 @@ class Region:
             self._task = await anext(self._tasks, None)
             arriving = self._participant.final if self._task is None else self._task.arriving
             try:
-                upper = await arriving.sealed()
-                if not upper.final:
-                    self._exactly(upper.spec)
-                return await self._relay.pass_on(upper)
+                if not arriving.final:
+                    self._exactly(arriving.spec)
+                return await self._relay.pass_on(arriving)
             except RoundClosed as error:
                 if self._task is None:
                     raise

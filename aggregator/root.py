@@ -16,6 +16,7 @@ from tensorbus.streaming.sources import ItemSource
 from .bus_update import BusUpdate
 from .control import Switch, bury
 from .events import Emitter
+from .history import appended
 from .inbox import Inbox
 from .job import JobSpec, seed_consumer, seed_topic
 from .layout import Layout
@@ -83,7 +84,9 @@ class Root:
         # Such as the configuration of an adapter, which goes from model to model.
         metadata = (await closed.current.message.envelope()).metadata
         source = ItemSource(closed.model.info.container, made, metadata)
-        return await self._publisher.publish(closed.round.number + 1, source)
+        done = closed.round
+        history = appended(closed.model.headers.history, done.number, len(done.accepted), done.metrics())
+        return await self._publisher.publish(done.number + 1, source, history)
 
     async def clean_up(self, model: GlobalModel) -> None:
         await self._publisher.clean_up(model)

@@ -6,8 +6,9 @@ the one that counts; when that one is refused, another of the same site may take
 order in which they were accepted, so that a round that is folded again gives the same bits.
 
 A round closes as soon as every expected site is in; from the deadline on, as soon as the quorum is. A site
-that declines, or has left, is not expected. In buffered mode updates are counted and not sites. While the
-job is paused, no round closes, and the deadline moves on.
+that declines, or has left, is not expected. In buffered mode updates are counted and not sites, and as many
+are expected as make a version, or as there are sites if that is less. While the job is paused, no round
+closes, and the deadline moves on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from enum import StrEnum
 
 from .headers import DeclineHeaders, UpdateHeaders
 from .job import JobSpec
-from .sampling import drawn_after
+from .sampling import deadlines_in, drawn_after
 from .staleness import discount
 
 
@@ -164,6 +165,15 @@ class Round:
         since = word.number + 1 if word.leaves else word.number
         return any(site == word.site and version >= since for site, version in answers)
 
+    def heard_again(self, site: str) -> None:
+        """An update that counts was delivered once more: whatever the site said before it does not hold."""
+        self.left.discard(site)
+
+    def need_more(self) -> None:
+        """The reducer cannot do with these updates: with one more it may be closed again."""
+        self.least = max(self.least, self.count + 1)
+        self.closed = False
+
     def drop(self, message: str) -> None:
         """An update that was accepted cannot be used after all; a round that was closed is open again."""
         self.accepted = {key: entry for key, entry in self.accepted.items() if entry.message != message}
@@ -184,12 +194,12 @@ class Round:
 
         Where sites are drawn nobody knows how many there are, nor who could step in: all are expected then.
         """
-        if self.spec.mode == "buffered" or self.spec.select < 1:
+        if self.spec.select < 1:
             return self.spec.full
         present = {site for site, _ in self.accepted}
         away = (self.declined | self.left) - present
         known = len(self.before.sites | present | away)
-        return max(0, min(self.spec.full, max(self.spec.full, known) - len(away)))
+        return max(0, min(self.spec.full, max(self.spec.sites, known) - len(away)))
 
     @property
     def enough(self) -> int:
@@ -221,6 +231,22 @@ class Round:
     def overdue(self, now: float) -> bool:
         """Whether the deadline has passed."""
         return self._paused is None and now >= self.opened + self.spec.deadline
+
+    def deadlines(self, now: float) -> int:
+        """How many have passed, the second one being as long after the first as that took."""
+        return 0 if self.paused else deadlines_in(now - self.opened, self.spec.deadline)
+
+    def lacking(self) -> str:
+        """Why it cannot be closed although the deadline has passed, in a line."""
+        present = {site for site, _ in self.accepted}
+        said = [f"{self.count} of the {self.enough} updates that are needed are in"]
+        for sites, what in ((self.declined - self.left, "sit it out"), (self.left, "have left")):
+            if away := sorted(sites - present):
+                more = f" and {len(away) - 3} more" if len(away) > 3 else ""
+                said.append(f"{', '.join(away[:3])}{more} {what}")
+        if self.count >= self.expected:
+            said.append("no other site is expected: it waits for one that comes, or comes back")
+        return "; ".join(said)
 
     def patience(self, now: float) -> float | None:
         """Seconds from ``now`` to the deadline; None when it changes nothing: it has passed, or waits too."""

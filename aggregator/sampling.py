@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+_MANY = 1e9
+"""Deadlines beyond which they are not counted; the least deadline is next to nothing."""
+
 
 def is_selected(job: str, number: int, site: str, share: float) -> bool:
     """Whether a site takes part in round ``number``: each does with probability ``share``, drawn anew.
@@ -24,6 +27,11 @@ def drawn_after(job: str, number: int, site: str, share: float) -> int:
     while not is_selected(job, number, site, share):
         share, deadlines = 2 * share, deadlines + 1
     return deadlines
+
+
+def deadlines_in(seconds: float, deadline: float) -> int:
+    """How many deadlines pass in so many seconds; none in -Inf, before a round has begun."""
+    return int(min(max(0.0, seconds / deadline), _MANY))
 
 
 def _draw(job: str, number: int, site: str) -> float:

@@ -2,6 +2,7 @@
 
     DIR/<name>/model-<digest>.safetensors    the round's model as it was decoded: what changes are from
     DIR/<name>/model-arriving.safetensors    the same before its digest is known
+    DIR/<name>/lock                          held by the process that keeps models here
     DIR/<name>/base.safetensors              at an aggregator: the first model, where it came as a seed
     DIR/<name>/relay.frames                  at a region: a model that is passed on, as it came
     DIR/<name>/residuals/                    what quantising left out so far
@@ -11,14 +12,16 @@ A model is as large as it is in memory, which is why it is here and not there.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import StorageError
+from tensorbus.errors import StorageError, StoreInUse
 from tensorbus.streaming.residual_files import FileResiduals
 
 ENVIRONMENT = "TENSORBUS_STATE"
@@ -40,6 +43,7 @@ class StateFolder:
         self._root = root or (Path(told) if told else None)
         self._path: Path | None = None
         self._residuals: FileResiduals | None = None
+        self._unlock: Callable[[], object] | None = None
 
     @property
     def lasting(self) -> bool:
@@ -64,7 +68,12 @@ class StateFolder:
         return self.path() / f"model-{digest}.safetensors"
 
     def arriving(self) -> Path:
-        """Where a model will lie of which the digest is not known yet."""
+        """Where a model will lie of which the digest is not known yet.
+
+        Raises:
+            StoreInUse: another process, or another object of this one, keeps its models in this folder.
+        """
+        self._lock()
         return self.path() / "model-arriving.safetensors"
 
     def keep_model(self, digest: str) -> None:
@@ -99,10 +108,33 @@ class StateFolder:
         if self._residuals is not None:
             self._residuals.close()
             self._residuals = None
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
         path = self._path if self._root is None else self._root / self._name
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
         self._path = None
+
+    def _lock(self) -> None:
+        """Keep others from writing models here, until this object is gone."""
+        if self._unlock is not None:
+            return
+        path = self.path()
+        try:
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StorageError(f"the state folder {path} cannot be locked: {error}") from error
+        unlock = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            unlock()
+            raise StoreInUse(
+                f"the state folder {path} is in use by another process of this site; each needs a folder of "
+                f"its own (state=…, or {ENVIRONMENT})"
+            ) from error
+        self._unlock = unlock
 
     def _made(self) -> Path:
         if self._root is None:

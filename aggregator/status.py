@@ -10,7 +10,7 @@ from tensorbus.bus.client import Client
 from tensorbus.errors import JobCancelled, NotFound, TensorbusError
 
 from .headers import DeclineHeaders, parse_answer
-from .job import updates_topic
+from .job import JobSpec
 from .models import coming_model, last_models, newest_model
 from .records import Ledger, Records
 
@@ -98,20 +98,22 @@ async def job_status(bus: Client, job: str) -> JobStatus:
     if coming is not None and coming.round > number:
         found = replace(found, publishing=coming.info.bytes, publishing_of=coming.info.wire_bytes)
     found = replace(found, seconds=None if opened is None else max(0.0, time.time() - opened))
-    return await _with_answers(bus, found, ledger)
+    return await _with_answers(bus, found, ledger, spec)
 
 
-async def _with_answers(bus: Client, found: JobStatus, ledger: Ledger) -> JobStatus:
+async def _with_answers(bus: Client, found: JobStatus, ledger: Ledger, spec: JobSpec) -> JobStatus:
     before = ledger.before(found.round)
     here: dict[str, None] = {}
     late: dict[str, None] = {}
     declined: dict[str, None] = {}
     left = dict.fromkeys(sorted(before.left))
-    async for info in bus.messages(updates_topic(found.job)):
+    async for info in bus.messages(spec.answers_filter):
         try:
             answer = parse_answer(found.job, info.headers)
         except TensorbusError:
             continue  # the aggregator will refuse it
+        if info.topic != spec.answers_topic(answer.site):
+            continue  # so it will this
         if isinstance(answer, DeclineHeaders):
             if answer.leaves:
                 left[answer.site] = None

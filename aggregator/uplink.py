@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,14 +19,14 @@ from tensorbus.codecs.base import Sink
 from tensorbus.codecs.bases import Base
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import JobCancelled, NotFound
+from tensorbus.errors import JobCancelled
 from tensorbus.streaming.base_files import open_base
 from tensorbus.streaming.headers import Envelope
 
 from .arriving import Arriving
 from .deferred import Deferred
 from .headers import DeclineHeaders, UpdateHeaders
-from .job import decline_key, update_key, update_round, updates_topic
+from .job import decline_key, leave_key, update_key, update_round
 from .model_copy import ModelCopy
 from .models import GlobalModel, newest_model
 from .state_folder import StateFolder
@@ -52,6 +53,11 @@ class Uplink:
         return self.model.bus
 
     @property
+    def topic(self) -> str:
+        """Where the site answers."""
+        return self.model.spec.answers_topic(self.site)
+
+    @property
     def pipeline(self) -> Pipeline:
         """Of the updates."""
         return Pipeline.parse(self.model.spec.up)
@@ -68,19 +74,25 @@ class Uplink:
         """Say that the round goes on without this site, and all others too if it ``leaves``."""
         job, number = self.model.spec.job, self.model.round
         word = DeclineHeaders(self.site, number, leaves, reason)
-        key = decline_key(job, number, self.site, leaves=leaves)
-        return await self.bus.publish(updates_topic(job), b"", headers=word.to_headers(job), key=key)
+        key = decline_key(job, number, self.site)
+        if leaves:
+            # A site may come back, and leave the same round again: each time is one that has to be heard of.
+            key = leave_key(job, number, self.site, secrets.token_hex(8))
+        return await self.bus.publish(self.topic, b"", headers=word.to_headers(job), key=key)
 
     async def answered(self) -> bool:
         """Whether this site's update to the model is stored, so that training again would be for nothing."""
-        job, number = self.model.spec.job, self.model.round
         attempt = 1
-        while (receipt := await self.bus.receipt(updates_topic(job), self._key(attempt))) is not None:
-            if await self._is_stored(receipt.id):
+        while (receipt := await self.bus.receipt(self.topic, self._key(attempt))) is not None:
+            if not receipt.gone:
                 return True
             attempt += 1  # that one was refused
-        declined = decline_key(job, number, self.site, leaves=False)
-        return await self.bus.receipt(updates_topic(job), declined) is not None
+        return False
+
+    async def declined(self) -> bool:
+        """Whether this site has said that the round goes on without it."""
+        key = decline_key(self.model.spec.job, self.model.round, self.site)
+        return await self.bus.receipt(self.topic, key) is not None
 
     async def send(
         self,
@@ -106,7 +118,7 @@ class Uplink:
         attempt = 1
         while True:
             receipt = await self.bus.publish(
-                updates_topic(job),
+                self.topic,
                 container,
                 codec=pipeline,
                 headers=headers.to_headers(job),
@@ -115,7 +127,7 @@ class Uplink:
                 base=base,
                 residuals=None if residuals is None else Deferred(residuals),
             )
-            if not receipt.duplicate or await self._is_stored(receipt.id):
+            if not receipt.duplicate or await self._is_stored(self._key(attempt)):
                 return receipt
             attempt += 1  # the aggregator refused that one, and deleted it
 
@@ -177,17 +189,17 @@ class Uplink:
         residuals = await asyncio.to_thread(self.state.residuals)
         key = await asyncio.to_thread(residuals.unresolved)
         if key is not None:
-            receipt = await self.bus.receipt(updates_topic(self.model.spec.job), key)
+            receipt = await self.bus.receipt(self.topic, key)
             if receipt is not None:
                 kept = update_round(key) >= self.model.round - 1
-                if not kept or await self._is_stored(receipt.id):
+                if not kept or not receipt.gone:
                     await asyncio.to_thread(residuals.commit)
         return residuals
 
-    async def _is_stored(self, message_id: str) -> bool:
-        """Whether the message is there; the broker knows keys of messages that were refused and deleted."""
-        try:
-            await self.bus.message(message_id)
-        except NotFound:
-            return False
-        return True
+    async def _is_stored(self, key: str) -> bool:
+        """Whether the message is there; the broker knows keys of messages that were refused and deleted.
+
+        It is asked for the receipt, which it shows to whoever may publish; a site need not be able to read.
+        """
+        receipt = await self.bus.receipt(self.topic, key)
+        return receipt is not None and not receipt.gone

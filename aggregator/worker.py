@@ -23,6 +23,7 @@ from tensorbus.bus.client import Client
 from tensorbus.bus.consumers import MAX_ACK_PENDING
 from tensorbus.errors import (
     BrokerUnavailable,
+    Conflict,
     InvalidSpecification,
     JobCancelled,
     NotFound,
@@ -30,11 +31,12 @@ from tensorbus.errors import (
 )
 
 from .bus_update import BusUpdate
+from .claim import Claim
 from .collecting import REFUSED, Collector
 from .control import Switch, following, orders_of, paused_for
 from .events import Emitter, Event
 from .inbox import Inbox
-from .job import JobSpec, rounds_consumer, seed_consumer, state_name, updates_consumer, updates_topic
+from .job import JobSpec, rounds_consumer, seed_consumer, state_name, updates_consumer
 from .layout import Layout
 from .models import GlobalModel, finder, last_models
 from .origin import ClosedRound, Origin
@@ -44,11 +46,12 @@ from .reducers.spec import ReducerSpec
 from .root import Root
 from .rounds import Round
 from .state_folder import StateFolder
-from .updates import FoldingInterrupted
+from .updates import FoldingInterrupted, NotEnoughUpdates
 
 log = logging.getLogger("tensorbus.aggregator")
 
-INTERRUPTIONS = (BrokerUnavailable, TransferStalled, FoldingInterrupted)
+INTERRUPTIONS = (BrokerUnavailable, TransferStalled, FoldingInterrupted, Conflict)
+"""After which a session begins anew; a Conflict is about a consumer that somebody else has made."""
 PAUSE = 1.0
 """Seconds between two sessions; the client has been patient already."""
 PREFETCH = 64
@@ -99,6 +102,7 @@ class Aggregator:
             else origin(self._emit, self._state)
         )
         self._records = Records(bus, spec.job)
+        self._claim = Claim(bus, spec.job)
         self._layout: Layout | None = None
         self._reducer: Reducer | None = None
 
@@ -129,12 +133,13 @@ class Aggregator:
                 await self._reducer.aclose()
 
     async def _session(self) -> GlobalModel:
+        await self._claim.hold()
         await self._forget_consumers()
         try:
             async with orders_of(self._bus, self._spec.job) as orders:
                 ledger = await self._records.read()
                 switch = Switch(ledger.orders)
-                async with following(switch, orders):
+                async with following(switch, orders, self._claim):
                     switch.check()
                     model = await self._rounds(await self._origin.start(switch), ledger, switch)
         except JobCancelled as cancelled:
@@ -150,6 +155,7 @@ class Aggregator:
     async def _end(self) -> None:
         await self._forget_consumers()
         await self._records.clean_up(None)
+        await self._claim.drop()
         await self._origin.finish()
 
     # --- rounds --------------------------------------------------------------------------------------
@@ -165,12 +171,12 @@ class Aggregator:
         held = max(self._spec.sites, self._spec.full) * (2 + self._spec.staleness) + 16
         async with (
             self._bus.subscribe(
-                updates_topic(self._spec.job),
+                self._spec.answers_filter,
                 consumer=updates_consumer(self._spec.job),
-                max_in_flight=min(held, MAX_ACK_PENDING),
+                max_in_flight=min(held, MAX_ACK_PENDING) if self._spec.select == 1 else MAX_ACK_PENDING,
                 prefetch=PREFETCH,
             ) as deliveries,
-            Inbox(self._bus, deliveries, self._spec.job) as inbox,
+            Inbox(self._bus, deliveries, self._spec.job, self._claim) as inbox,
         ):
             while not model.final:
                 async with _beside(self._clean_up(model)):
@@ -204,6 +210,8 @@ class Aggregator:
             try:
                 made = await self._origin.make(closed)
                 break
+            except NotEnoughUpdates as error:
+                collector.wait_for_more(error)
             except REFUSED as error:
                 await collector.reopen(error, partial(self._origin.make, closed))
         following_model = await self._origin.follow(closed, made)

@@ -1,7 +1,7 @@
 """Does anything that quantised messages leave out show in the loss? Trainings with every codec, side by side.
 
-    python bench/convergence.py                     # whatever is not done yet; about an hour of one core
-    python bench/convergence.py --only small-4      # one group: small-1, small-4, small-8, lora-1
+    python bench/convergence.py                     # whatever is not done yet; an hour and a half of one core
+    python bench/convergence.py --only small-4      # one group: small-1, small-4, small-8, lora-1, lora-4
     python bench/convergence.py --only 'small-8 .* seed=0'
     python bench/convergence.py --plot              # tables and pictures of what is done, nothing is trained
     python bench/convergence.py --quick             # a toy, in seconds

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
+from .savings import Savings
+
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Bounds in seconds for what should take milliseconds."""
 SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -55,6 +57,7 @@ class Measures:
         redelivered: hand-overs that were not the first of their message to their consumer.
         dead: messages that became dead letters.
         damaged: messages whose frames were found damaged.
+        savings: of the messages that came in, by codec.
     """
 
     fsync: dict[str, Histogram] = field(
@@ -67,6 +70,7 @@ class Measures:
     redelivered: int = 0
     dead: int = 0
     damaged: int = 0
+    savings: Savings = field(default_factory=Savings)
 
     def synced(self, kind: str, seconds: float) -> None:
         """A flush of this kind took so long."""

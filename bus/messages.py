@@ -151,7 +151,8 @@ class Receipt:
     """The broker's word that a message is verified and on stable storage.
 
     ``duplicate`` is True if the message had been stored before under this idempotency key; everything else
-    is then the first one's. ``digest`` is hex.
+    is then the first one's. ``digest`` is hex. ``gone`` tells whoever asks for it that the message has been
+    deleted since.
     """
 
     id: str
@@ -162,10 +163,12 @@ class Receipt:
     frames: int
     digest: str
     duplicate: bool = False
+    gone: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The value as a JSON object."""
-        return {
+        gone: dict[str, object] = {"gone": True} if self.gone else {}
+        return gone | {
             "id": self.id,
             "seq": self.seq,
             "topic": self.topic,
@@ -189,6 +192,7 @@ class Receipt:
             frames=got.integer("frames"),
             digest=got.text("digest"),
             duplicate=got.flag("duplicate"),
+            gone=got.flag("gone"),
         )
 
 

@@ -137,6 +137,12 @@ def _quorum(ctx: click.Context, param: click.Parameter, value: str) -> int | str
     "--sites, the first ones count.",
 )
 @click.option(
+    "--own-topics",
+    is_flag=True,
+    help="Each site answers on a topic of its own, fl.JOB.updates.SITE, so that its token can be kept to it "
+    "and none can speak for another.  [default: all on fl.JOB.updates]",
+)
+@click.option(
     "--init",
     type=click.Path(exists=True, path_type=Path),
     metavar="FILE",
@@ -194,6 +200,7 @@ def command(
     staleness: int,
     alpha: float,
     select: float,
+    own_topics: bool,
     init: Path | None,
     base: Path | None,
     state: Path | None,
@@ -218,7 +225,7 @@ def command(
     \b
     Example:
       tensorbus aggregate --job sft --sites 2 --rounds 5 --init model.safetensors \\
-        --down 'delta | nf4' --up 'delta | nf4' --keep '*norm*'
+        --down 'delta | feedback | nf4' --up 'delta | nf4' --state ./state
       tensorbus aggregate --job eu --sites 8 --parent sft --parent-url https://world:8080
     """
     from tensorbus.aggregator.job import MAX_ROUNDS, JobSpec
@@ -250,6 +257,7 @@ def command(
         staleness=staleness,
         alpha=alpha,
         select=select,
+        own_topics=own_topics,
     )
     bases, tls = [base] if base else [], tls_settings()
     client = Client(url, token, bases=bases, tls=tls)

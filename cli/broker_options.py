@@ -19,7 +19,10 @@ PATIENCE = 5.0
 
 
 def broker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``, and those of `tls_settings`."""
+    """Adds ``--url`` and ``--token``, which arrive as ``url`` and ``token``, and those of `tls_settings`.
+
+    What ``--token-file`` holds arrives as ``token``, too.
+    """
     for name, text in reversed(_TLS):
         command = click.option(
             f"--tls-{name}",
@@ -32,10 +35,22 @@ def broker_options(command: Callable[..., None]) -> Callable[..., None]:
             help=text,
         )(command)
     command = click.option(
+        "--token-file",
+        envvar="TENSORBUS_TOKEN_FILE",
+        show_envvar=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="File that holds the access token, such as a mounted secret.",
+    )(command)
+    command = click.option(
         "--token",
         envvar="TENSORBUS_TOKEN",
         show_envvar=True,
-        help="Access token, if the broker asks for one.",
+        callback=_given_or_read,
+        help="Access token, if the broker asks for one; better in the environment or a file than here.",
     )(command)
     return click.option(
         "--url",
@@ -56,6 +71,18 @@ _TLS = (
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
     context.meta[f"tensorbus.{parameter.name}"] = value
+
+
+def _given_or_read(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """``--token``, or else what ``--token-file`` holds. Raises UsageError for both, InvalidRequest."""
+    path: Path | None = context.meta.get("tensorbus.token_file")
+    if path is None:
+        return value
+    if value is not None:
+        raise click.UsageError("give --token or --token-file, not both")
+    from tensorbus.bus.access import read_credential
+
+    return read_credential(path)
 
 
 def tls_settings() -> TlsSettings | None:

@@ -27,7 +27,10 @@ INSTALL = """\
 
 @click.command("demo")
 @click.option(
-    "--codec", default="delta | nf4", show_default=True, help="Codec of the messages in both directions."
+    "--codec",
+    default="delta | feedback | nf4",
+    show_default=True,
+    help="Codec of the messages in both directions.",
 )
 @click.option("--codec-down", metavar="CODEC", help="Another one for the global models.")
 @click.option("--codec-up", metavar="CODEC", help="Another one for the sites' updates.")
@@ -85,9 +88,10 @@ def command(
     SmolLM2-135M-Instruct, all of it, each on its share of a small corpus; what they exchange is quantised in
     both directions. At the end there are tables, DIR/report.json and the loss curve in DIR/loss.png.
 
-    CODEC is a quantiser such as none, bf16, int8 or nf4, or stages and a quantiser: 'delta | nf4' sends the
-    change, of a model since the pretrained weights and of an update since the round's model. With --codec
-    none and the same seed you get the full-precision reference; with nf4 the weights themselves are sent.
+    CODEC is a quantiser such as none, bf16, int8 or nf4, or stages and a quantiser: delta sends the change,
+    of a model since the pretrained weights and of an update since the round's model, and feedback adds what
+    one message left out to the next. With --codec none and the same seed you get the full-precision
+    reference; with nf4 the weights themselves are sent.
 
     \b
     Example:

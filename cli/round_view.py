@@ -115,7 +115,7 @@ def _sentence(name: str, told: dict[str, Value]) -> str:
         case "refolding":
             return "  ↺ folding the other updates again"
         case "overdue":
-            return f"  ! the deadline has passed without a quorum of {told['quorum']}: waiting on"
+            return f"  ! the deadline has passed without a quorum: {told['reason']}"
         case "closing":
             metrics = _metrics(told["metrics"])
             return f"round {told['round']} is complete: {told['num_examples']:g} examples{metrics}"

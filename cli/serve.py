@@ -56,6 +56,22 @@ is on disk and is there again at the next start.
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory that keeps the messages; made if it is missing.",
 )
+@click.option(
+    "--store",
+    "address",
+    metavar="ADDRESS",
+    envvar="TENSORBUS_STORE",
+    show_envvar=True,
+    help="Keep messages in NATS JetStream: nats://HOST:4222[,HOST:4222…][?replicas=3&name=…]. Any number of "
+    "brokers may serve one store. --data then holds the tokens only.",
+)
+@click.option(
+    "--advertise",
+    metavar="URL",
+    envvar="TENSORBUS_ADVERTISE",
+    show_envvar=True,
+    help="Where the other brokers of a --store can reach this one, if not at --host and --port.",
+)
 @access_options
 @click.option(
     "--idle-timeout",
@@ -116,6 +132,8 @@ def command(
     host: str,
     port: int,
     data: Path,
+    address: str | None,
+    advertise: str | None,
     access: Access,
     idle_timeout: float,
     shutdown_timeout: float,
@@ -128,7 +146,7 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Run the broker: keep messages in a directory and serve them over HTTP.
+    """Run the broker: keep messages in a directory, or in NATS JetStream, and serve them over HTTP.
 
     The API is described at /docs and at /openapi.json; /healthz, /readyz and /metrics are for whoever
     watches it.
@@ -155,8 +173,15 @@ def command(
         upload_expiry=upload_expiry * 3600,
         sync=sync,
     )
+    if advertise is not None and address is None:
+        raise click.UsageError("--advertise is for brokers that share a --store")
     with audit_to(access.audit_log) as audit:
-        run(serve(data, limits, settings, audit, as_json=as_json))
+        if address is None:
+            run(serve(data, limits, settings, audit, as_json=as_json))
+        else:
+            from .gateway import serve_gateway  # needs nats-py, which the embedded store does not
+
+            run(serve_gateway(address, advertise, data, limits, settings, audit, as_json=as_json))
 
 
 async def serve(
@@ -243,9 +268,9 @@ def say_who_may_come(server: Server, settings: ServerSettings, data: Path) -> No
         log.warning("other machines can reach this broker, and it asks nobody for a token; %s", make_one)
 
 
-def announce(url: str, data: Path, *, as_json: bool) -> None:
+def announce(url: str, data: Path | str, *, as_json: bool) -> None:
     """Say that the broker is ready, to a program or to a person."""
-    directory = str(data.absolute())
+    directory = str(data.absolute()) if isinstance(data, Path) else data
     if as_json:
         ready = {"event": "ready", "url": url, "data": directory, "pid": os.getpid(), "version": __version__}
         click.echo(json.dumps(ready))

@@ -62,6 +62,9 @@ class Quantizer(ABC):
     blocksize: int = 1
     """Elements; slices are cut at multiples of it, except for the tail of a tensor."""
 
+    grain: int = 0
+    """Elements; payloads can be ``cut`` at multiples of it. 0 if they cannot."""
+
     @abstractmethod
     def config(self) -> dict[str, object]:
         """JSON-able configuration, with ``name``; ``registry.quantizer(config)`` rebuilds it."""
@@ -101,6 +104,20 @@ class Quantizer(ABC):
             NonFiniteValues: the payload holds NaN or Inf; the accumulator is then undefined.
         """
 
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        """The payload of elements ``start`` to ``stop`` alone, which decode to the same bits as in the whole.
+
+        Only where ``grain`` is not 0. It copies little or nothing, and may share memory with ``payload``.
+
+        Args:
+            count: elements of ``payload``.
+            start, stop: multiples of ``grain``; ``stop`` may be ``count`` as well.
+
+        Raises:
+            PayloadMismatch: the payload is not of so many elements, as far as can be seen here.
+        """
+        raise TypeError(f"payloads of {self.name} cannot be cut")
+
 
 class SliceCodec(ABC):
     """The way of one item's values to payloads and back: a quantizer, or a stage before another SliceCodec.
@@ -117,6 +134,9 @@ class SliceCodec(ABC):
 
     blocksize: int
     """Elements; slices are cut at multiples of it, except for the tail of a tensor."""
+
+    grain: int = 0
+    """Elements; payloads can be ``cut`` at multiples of it. 0 if they cannot."""
 
     base: str | None = None
     """Id of the base that the values are encoded against, if a stage does so; an empty payload is then legal
@@ -142,6 +162,10 @@ class SliceCodec(ABC):
     @abstractmethod
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         """``accumulator += weight * decode(payload)``. Raises as Quantizer's."""
+
+    def cut(self, payload: memoryview, count: int, start: int, stop: int) -> memoryview:
+        """As Quantizer's; it is decoded and accumulated with the offset of element ``start``."""
+        raise TypeError("payloads of this codec cannot be cut")
 
     def needs_base(self, payload: memoryview) -> bool:
         """Whether the values of a slice with this payload are the base's, or the base's and a change."""

@@ -39,6 +39,7 @@ class QuantizerCodec(SliceCodec):
         self.dtype = dtype
         self.fixed_size = quantizer.fixed_size
         self.blocksize = quantizer.blocksize
+        self.grain = quantizer.grain
 
     @property
     def copies(self) -> bool:
@@ -60,6 +61,9 @@ class QuantizerCodec(SliceCodec):
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         self.quantizer.accumulate(payload, self.dtype, accumulator, weight)
 
+    def cut(self, payload: memoryview, count: int, start: int, stop: int) -> memoryview:
+        return self.quantizer.cut(payload, self.dtype, count, start, stop)
+
 
 class SparseCodec(SliceCodec):
     """The quantizer behind a stage for which zeros mean the base: slices of nothing but zeros take no bytes.
@@ -73,6 +77,7 @@ class SparseCodec(SliceCodec):
         self.inner = inner
         self.dtype = inner.dtype
         self.blocksize = inner.blocksize
+        self.grain = inner.grain
 
     def config(self) -> dict[str, object]:
         return self.inner.config()
@@ -96,6 +101,9 @@ class SparseCodec(SliceCodec):
     def accumulate(self, payload: memoryview, offset: int, accumulator: Accumulator, weight: float) -> None:
         if payload:
             self.inner.accumulate(payload, offset, accumulator, weight)
+
+    def cut(self, payload: memoryview, count: int, start: int, stop: int) -> memoryview:
+        return self.inner.cut(payload, count, start, stop) if payload else payload
 
 
 def bind(pipeline: Pipeline, spec: ItemSpec, context: CodecContext = NO_CONTEXT) -> SliceCodec:

@@ -11,6 +11,9 @@ from .dtypes import DType
 class StagedCodec(SliceCodec):
     """A stage before another SliceCodec, which takes as many bytes and is cut at the same multiples.
 
+    Payloads can be cut where ``inner``'s can, if the stage sets ``grain``: only if it treats elements alike
+    wherever in a slice they are.
+
     Args:
         stage: as the manifest shall have it.
         inner: what stands behind it.
@@ -34,3 +37,6 @@ class StagedCodec(SliceCodec):
 
     def encoded_size(self, count: int) -> int:
         return self.inner.encoded_size(count)
+
+    def cut(self, payload: memoryview, count: int, start: int, stop: int) -> memoryview:
+        return self.inner.cut(payload, count, start, stop) if payload else payload

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tensorbus.aggregator.participant import Participant
-from tensorbus.bus.client import Client
+from tensorbus.bus.access import read_credential
+from tensorbus.bus.client import Client, TlsSettings
 
 from .corpus import corpus_folder, read_topics, share_out
 from .events import SiteEvents
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SiteSettings:
-    """Where a site finds its job, its model folder and its share of the text."""
+    """Where a site finds its job, its model folder and its share of the text.
+
+    Attributes:
+        token: for a broker that asks for one.
+        ca: authorities that an https broker's certificate is checked by; None for the system's.
+    """
 
     url: str
     job: str
@@ -43,6 +49,8 @@ class SiteSettings:
     steps: int
     seed: int
     state: Path | None
+    token: str | None = None
+    ca: Path | None = None
 
 
 async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
@@ -56,7 +64,8 @@ async def take_part(settings: SiteSettings, events: SiteEvents) -> None:
         events.emit("share", topics=share.topics, dialogues=len(share.train), held_out=len(share.held_out))
 
     down, up = events.progress("down"), events.progress("up")
-    async with Client(settings.url) as bus:
+    tls = None if settings.ca is None else TlsSettings(settings.ca)
+    async with Client(settings.url, settings.token, tls=tls) as bus:
         participant = Participant(
             bus,
             job=settings.job,
@@ -118,6 +127,9 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 @click.command()
 @click.option("--url", required=True, help="Address of the broker.")
 @click.option("--job", required=True)
@@ -131,6 +143,8 @@ def digest(model: nn.Module) -> str:
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Folder for what it keeps from round to round."
 )
+@click.option("--token-file", envvar="TENSORBUS_TOKEN_FILE", type=_FILE, help="Holds the access token.")
+@click.option("--tls-ca", envvar="TENSORBUS_TLS_CA", type=_FILE, help="Authorities of an https broker.")
 def main(
     url: str,
     job: str,
@@ -142,12 +156,15 @@ def main(
     seed: int,
     threads: int,
     state: Path | None,
+    token_file: Path | None,
+    tls_ca: Path | None,
 ) -> None:
     """Take part in a federated job as one site of the demo."""
     import torch
 
     torch.set_num_threads(threads)
-    settings = SiteSettings(url, job, site, model, share, shares, steps, seed, state)
+    token = None if token_file is None else read_credential(token_file)
+    settings = SiteSettings(url, job, site, model, share, shares, steps, seed, state, token, tls_ca)
     asyncio.run(take_part(settings, SiteEvents()))
 
 

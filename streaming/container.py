@@ -24,7 +24,7 @@ from tensorbus.errors import LimitExceeded
 from .ahead import in_order
 from .decoder import ContainerDecoder, SliceEvent
 from .entries import parse_entry
-from .frames import FRAME_BYTES, Kind, encode_frame
+from .frames import FRAME_BYTES, PRELUDE, Kind, encode_frame
 from .headers import Envelope, HeaderValue
 from .limits import DEFAULT_LIMITS
 from .packing import pack, pack_array
@@ -240,12 +240,12 @@ class ContainerEncoder:
         rest += CLOSE_BYTES
         total = rest
         # A larger number may take more bytes to write, never fewer: this settles after two or three steps.
+        header = envelope.to_map()
         while True:
-            sized = replace(envelope, wire_bytes=total)
-            opening = encode_frame(Kind.OPEN, sized.to_map())
-            size = len(opening) + rest
+            header["wire_bytes"] = total
+            size = PRELUDE.size + len(pack(header)) + rest
             if size == total:
-                return sized, opening
+                return replace(envelope, wire_bytes=total), encode_frame(Kind.OPEN, header)
             total = size
 
 

@@ -81,14 +81,18 @@ def is_json(value: object, depth: int = 0) -> bool:
     """Whether ``value`` can be written as standard JSON, at most eight deep."""
     if depth > _DEEPEST:
         return False
+    if isinstance(value, str):
+        return True
     if isinstance(value, dict):
-        entries = cast(dict[object, object], value)
-        return all(isinstance(key, str) and is_json(entry, depth + 1) for key, entry in entries.items())
+        for key, entry in cast(dict[object, object], value).items():
+            if not isinstance(key, str) or not is_json(entry, depth + 1):
+                return False
+        return True
     if isinstance(value, list):
         return all(is_json(entry, depth + 1) for entry in cast(list[object], value))
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, (str, int))
+    return value is None or isinstance(value, int)
 
 
 def _short(value: object) -> str:

@@ -14,7 +14,8 @@ each piece of it that a chunk holds runs through the checksum at once and is the
 
 - forgotten, when the parser only scans (the broker);
 - handed out as it lies in the chunk, when the chunk holds it whole;
-- copied into one buffer that is used for every frame and grows no faster than the bytes arrive.
+- copied into one buffer that is used for every frame and grows no faster than the bytes arrive, unless it was
+  received there (`FrameParser.place`).
 
 Only when the last byte of a frame has been fed and the checksum matches is its header decoded. So the frames,
 and the errors, depend on the bytes alone and not on how they are cut.
@@ -60,6 +61,9 @@ CHECKED = 16
 
 _LARGE = 64 << 10
 """Bytes of a payload from which a frame is worth being received by itself."""
+
+_PLACE = 1 << 20
+"""Bytes of room that ``place`` makes at a time."""
 
 Buffer = bytes | bytearray | memoryview
 _CRC = Struct("<I")
@@ -171,6 +175,17 @@ class FrameParser:
     def large(self) -> bool:
         """Whether the frame that is under way has a large payload, or else the one before had."""
         return (self._payload_len or self._last_payload_len) > _LARGE
+
+    def place(self) -> memoryview | None:
+        """Room for the next bytes of a large payload, to be fed from there without being copied.
+
+        None if there is none under way, or it is not kept.
+        """
+        if self._head_missing or not self._keep or self._payload_len <= _LARGE:
+            return None
+        start = self._payload_len - self._payload_missing
+        self._make_room(start, start + min(self._payload_missing, _PLACE))
+        return self._room[start : self._payload_len]
 
     def feed(self, data: Buffer) -> Iterator[Frame]:
         """Take the next bytes and yield the frames that they complete; the iterator must be exhausted.
@@ -314,13 +329,18 @@ class FrameParser:
     def _store(self, piece: memoryview) -> None:
         start = self._payload_len - self._payload_missing
         end = start + len(piece)
+        if piece.obj is not self._room.obj:
+            self._make_room(start, end)
+            self._room[start:end] = piece
+        self._payload = self._room[:end]
+
+    def _make_room(self, start: int, end: int) -> None:
+        """Room for the payload up to ``end``, of which all before ``start`` is there."""
         if end > len(self._room):
             # A new buffer instead of a resized one: somebody may still hold a view of the old one.
             grown = memoryview(bytearray(min(self._payload_len, max(end, 2 * len(self._room)))))
             grown[:start] = self._room[:start]
             self._room = grown
-        self._room[start:end] = piece
-        self._payload = self._room[:end]
 
     def _complete(self) -> Frame:
         prelude = bytes(self._head[: PRELUDE.size])

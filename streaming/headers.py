@@ -18,6 +18,11 @@ HeaderValue = str | int | float | bool | None
 
 _CONTAINER_LENGTH = 64
 DIGEST_BYTES = 32
+_COUNTS = tuple(
+    pack({key: None})[1:-1] + b"\xcf"
+    for key in ("frames", "items", "payload_bytes", "original_bytes", "clipped")
+)
+"""What stands before each count of a close frame: its name, and msgpack's mark of eight bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +201,10 @@ class Totals:
 
         Msgpack would spend one to nine bytes on a count; here each takes nine.
         """
-        keys = ("frames", "items", "payload_bytes", "original_bytes", "clipped")
         values = (self.frames, self.items, self.payload_bytes, self.original_bytes, self.clipped)
-        packed = bytearray((0x80 | (len(keys) + 1),))
-        for key, value in zip(keys, values, strict=True):
-            packed += pack({key: None})[1:-1] + b"\xcf" + value.to_bytes(8, "big")
+        packed = bytearray((0x80 | (len(_COUNTS) + 1),))
+        for before, value in zip(_COUNTS, values, strict=True):
+            packed += before + value.to_bytes(8, "big")
         return bytes(packed + pack({"digest": self.digest})[1:])
 
     @classmethod

@@ -157,6 +157,7 @@ def _as_map(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise FrameError(f"expected a msgpack map, found {type(value).__name__}")
     entries = cast(dict[object, object], value)
-    if not all(isinstance(key, str) for key in entries):
-        raise FrameError("a msgpack map has a key that is not text")
+    for key in entries:
+        if not isinstance(key, str):
+            raise FrameError("a msgpack map has a key that is not text")
     return cast(dict[str, object], entries)

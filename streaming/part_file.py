@@ -104,6 +104,10 @@ class PartFile:
         except OSError as error:
             raise _failed("write", self.path, error) from error
 
+    def reader(self) -> FileReader:
+        """The file as it is now, to be read beside this; it outlasts ``finish``. Raises StorageError."""
+        return FileReader(self._part)
+
     def copy(self, source: int, target: int, count: int, buffer: memoryview) -> None:
         """Copy ``count`` bytes within the file, a buffer at a time. Raises as ``write``."""
         try:

@@ -125,9 +125,10 @@ class SliceJob:
 
     @property
     def detachable(self) -> bool:
-        """As `ahead.Job`."""
+        """As `ahead.Job`. What is sent from where it lies is only checksummed, which takes no longer than to
+        hand it to a thread and back."""
         item = self.plan.item
-        return self.original_bytes > SMALL and (item.stable or item.concurrent)
+        return self.buffer is not None and self.original_bytes > SMALL and (item.stable or item.concurrent)
 
     def run(self, detached: bool) -> MadeSlice:
         """Read and encode it.

@@ -6,7 +6,7 @@ the open frame, which has the headers, and the close frame, which has the digest
 Whoever decodes it gets the very bits that a receiver of the first message gets, whatever the codecs are.
 
 Heads and manifest are checked when the file is opened, each payload when it is read to be sent. Memory is
-that of the manifest and one frame.
+that of the manifest and one frame. `ArrivingRelay` is the same for a message that is still being received.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Protocol
 
 from tensorbus.codecs.dtypes import dtype
 from tensorbus.codecs.item import Item
@@ -61,11 +62,49 @@ class Head:
         return self.position + self.payload_len
 
 
+class Relayed(Protocol):
+    """A message that is passed on: a `Source` whose frames are there, or will be."""
+
+    @property
+    def identity(self) -> str:
+        """Equal only for equal bytes, also in a later process."""
+        ...
+
+    @property
+    def envelope(self) -> Envelope:
+        """Of that message."""
+        ...
+
+    @property
+    def original_bytes(self) -> int:
+        """Of its values."""
+        ...
+
+    @property
+    def body_bytes(self) -> int | None:
+        """Of all its frames but the first and the last, where they are known."""
+        ...
+
+    @property
+    def totals(self) -> Totals:
+        """Of that message; known after all of ``body``."""
+        ...
+
+    def body(self) -> Iterator[Head]:
+        """All frames but the first and the last. Raises StoreDamaged, StorageError."""
+        ...
+
+    def read_into(self, head: Head, out: memoryview) -> None:
+        """The payload of a frame, checked. Raises StoreDamaged, StorageError."""
+        ...
+
+
 class RelaySource:
-    """A file of frames, the whole body of a message, to be published as it is.
+    """A file of frames, the whole body of a message, to be published as it is: a `Relayed`.
 
     Args:
         path: as `Message.save_frames` wrote it.
+        identity: see `Relayed`; None is the digest.
 
     Attributes:
         envelope: of the message in the file.
@@ -76,7 +115,7 @@ class RelaySource:
         StoreDamaged: it does not hold one whole message.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], identity: str | None = None) -> None:
         self._file = FileReader(path)
         try:
             self.envelope, self.totals = self._check()
@@ -87,6 +126,8 @@ class RelaySource:
             self.close()
             raise StoreDamaged(f"{self._file.path} holds no whole message: {error}") from error
         self.digest = self.totals.digest.hex()
+        self.identity = identity or self.digest
+        self.original_bytes = self.totals.original_bytes
 
     @property
     def kind(self) -> str:
@@ -119,34 +160,14 @@ class RelaySource:
 
     def read_into(self, head: Head, out: memoryview) -> None:
         """The payload of a frame, checked. Raises StoreDamaged, StorageError."""
-        self._file.read_into(out, head.position)
-        found = checksum.extend(0, memoryview(head.head)[:CHECKED])
-        found = checksum.extend(checksum.extend(found, memoryview(head.head)[PRELUDE.size :]), out)
-        if found != PRELUDE.unpack_from(head.head)[-1]:
-            raise StoreDamaged(
-                f"{self._file.path}: the frame at byte {head.position - len(head.head)} is damaged"
-            )
+        payload_into(self._file, head, out)
 
     def _heads(self) -> Iterator[Head]:
         at = 0
         while at < self._file.size:
-            head = self._head(at)
+            head = head_at(self._file, at, self._file.size)
             yield head
             at = head.end
-
-    def _head(self, at: int) -> Head:
-        prelude = memoryview(bytearray(min(PRELUDE.size, self._file.size - at)))
-        self._file.read_into(prelude, at)
-        if len(prelude) == PRELUDE.size:
-            magic, version, kind, flags, header_len, payload_len, _ = PRELUDE.unpack(prelude)
-            end = at + PRELUDE.size + header_len + payload_len
-            right = (magic, version, flags) == (MAGIC, VERSION, 0) and kind in tuple(Kind)
-            fits = header_len <= DEFAULT_LIMITS.header and payload_len <= DEFAULT_LIMITS.payload
-            if right and fits and end <= self._file.size:
-                head = bytearray(PRELUDE.size + header_len)
-                self._file.read_into(memoryview(head), at)
-                return Head(Kind(kind), bytes(head), payload_len, at + len(head))
-        raise StoreDamaged(f"{self._file.path}: there is no whole frame at byte {at}")
 
     def _check(self) -> tuple[Envelope, Totals]:
         """Go through all heads, and the manifest."""
@@ -167,8 +188,38 @@ class RelaySource:
         return checker.envelope, checker.totals
 
 
+def head_at(file: FileReader, at: int, size: int) -> Head:
+    """What stands at byte ``at`` of a file of frames, of which ``size`` bytes are there.
+
+    Raises:
+        StoreDamaged: no whole frame does.
+        StorageError: the file cannot be read.
+    """
+    prelude = memoryview(bytearray(min(PRELUDE.size, size - at)))
+    file.read_into(prelude, at)
+    if len(prelude) == PRELUDE.size:
+        magic, version, kind, flags, header_len, payload_len, _ = PRELUDE.unpack(prelude)
+        end = at + PRELUDE.size + header_len + payload_len
+        right = (magic, version, flags) == (MAGIC, VERSION, 0) and kind in tuple(Kind)
+        fits = header_len <= DEFAULT_LIMITS.header and payload_len <= DEFAULT_LIMITS.payload
+        if right and fits and end <= size:
+            head = bytearray(PRELUDE.size + header_len)
+            file.read_into(memoryview(head), at)
+            return Head(Kind(kind), bytes(head), payload_len, at + len(head))
+    raise StoreDamaged(f"{file.path}: there is no whole frame at byte {at}")
+
+
+def payload_into(file: FileReader, head: Head, out: memoryview) -> None:
+    """The payload of a frame, checked. Raises StoreDamaged, StorageError."""
+    file.read_into(out, head.position)
+    found = checksum.extend(0, memoryview(head.head)[:CHECKED])
+    found = checksum.extend(checksum.extend(found, memoryview(head.head)[PRELUDE.size :]), out)
+    if found != PRELUDE.unpack_from(head.head)[-1]:
+        raise StoreDamaged(f"{file.path}: the frame at byte {head.position - len(head.head)} is damaged")
+
+
 class RelayEncoder:
-    """An `Encoder` that copies the frames of a `RelaySource`.
+    """An `Encoder` that copies the frames of a `Relayed` message.
 
     Args:
         headers: of the message that is made.
@@ -177,17 +228,17 @@ class RelayEncoder:
         InvalidRequest, LimitExceeded: a header is not legal.
     """
 
-    def __init__(self, source: RelaySource, headers: Mapping[str, HeaderValue]) -> None:
+    def __init__(self, source: Relayed, headers: Mapping[str, HeaderValue]) -> None:
         self._source = source
-        self.original_bytes = source.totals.original_bytes
+        self.original_bytes = source.original_bytes
         self.clipped: dict[str, int] = {}
         self.digest: str | None = None
-        rest = source.body_bytes + CLOSE_BYTES
-        self.wire_bytes: int | None = rest
+        rest = None if source.body_bytes is None else source.body_bytes + CLOSE_BYTES
+        self.wire_bytes = rest
         while True:  # it settles, as in ContainerEncoder
             self.envelope = replace(source.envelope, headers=headers, wire_bytes=self.wire_bytes)
             self._open_frame = encode_frame(Kind.OPEN, self.envelope.to_map())
-            size = len(self._open_frame) + rest
+            size = None if rest is None else len(self._open_frame) + rest
             if size == self.wire_bytes:
                 break
             self.wire_bytes = size
@@ -201,10 +252,8 @@ class RelayEncoder:
         return _RelayResumption(self._open_frame, self._source)
 
     def fingerprint(self) -> str:
-        """See `Encoder`; the digest of the message in the file stands for its values."""
-        return hashlib.blake2b(
-            self._open_frame + bytes.fromhex(self._source.digest), digest_size=24
-        ).hexdigest()
+        """See `Encoder`; the identity of the message that is passed on stands for its values."""
+        return hashlib.blake2b(self._open_frame + self._source.identity.encode(), digest_size=24).hexdigest()
 
     def frames(
         self, acquire: Callable[[], memoryview], threads: int = 1, there: Resumption | None = None
@@ -213,6 +262,7 @@ class RelayEncoder:
 
         Raises:
             StoreDamaged, StorageError: the file is damaged, or cannot be read.
+            MessageAborted: the message that is passed on was never completed.
         """
         there = there or self.resumption()
         tally = there.tally
@@ -236,7 +286,7 @@ class RelayEncoder:
 class _RelayResumption(Resumption):
     """Compares whole heads: the frames are known to the bit."""
 
-    def __init__(self, opening: bytes, source: RelaySource) -> None:
+    def __init__(self, opening: bytes, source: Relayed) -> None:
         super().__init__([(Kind.OPEN, opening, 0)], ())
         self._body = source.body()
 

@@ -13,7 +13,8 @@ them, with a digest that chains the preludes of all frames and through their che
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 
 from tensorbus.errors import (
     ChecksumMismatch,
@@ -31,6 +32,9 @@ from .headers import Envelope, SliceHeader, Totals
 from .limits import DEFAULT_LIMITS, FrameLimits
 from .packing import unpack_array
 from .tally import Tally
+
+_SMALL = 512
+"""Bytes of a manifest that is kept in mind."""
 
 __all__ = [
     "Entry",
@@ -185,15 +189,11 @@ class MessageChecker:
             raise FrameSequenceError(f"its first item is number {first!r}, expected {len(self._entries)}")
         announced = self.envelope.items
         room = (self._limits.items if announced is None else announced) - len(self._entries)
-        for entry in self._parse(frame.payload, room):
+        for entry in _parsed(frame.payload, room, self._limits):
             if entry.name in self._names:
                 raise InvalidName(f"item {entry.name!r} is declared twice")
             self._names[entry.name] = len(self._entries)
             self._entries.append(entry)
-
-    def _parse(self, payload: memoryview, room: int) -> Iterator[Entry]:
-        for source in unpack_array(payload, room):
-            yield parse_entry(source, self._limits)
 
     def _resolve_views(self) -> None:
         """Check the views declared since the last call; a view may stand before the item it lies in."""
@@ -279,3 +279,16 @@ class MessageChecker:
     def _agree(self, what: str, said: int, expected: int | None) -> None:
         if expected is not None and said != expected:
             raise FrameSequenceError(f"it counts {said} {what}, expected {expected}")
+
+
+def _parsed(payload: memoryview, room: int, limits: FrameLimits) -> Iterable[Entry]:
+    """The entries of one manifest frame, of which there may be ``room``."""
+    if len(payload) <= _SMALL:
+        return _remembered(payload.tobytes(), room, limits)
+    return (parse_entry(source, limits) for source in unpack_array(payload, room))
+
+
+@lru_cache(maxsize=64)
+def _remembered(payload: bytes, room: int, limits: FrameLimits) -> tuple[Entry, ...]:
+    """Of a small manifest, which is often that of the message before."""
+    return tuple(parse_entry(source, limits) for source in unpack_array(payload, room))

@@ -40,6 +40,9 @@ def slice_elements(index: int, spec: ItemSpec, codec: SliceCodec, frame_bytes: i
     room = frame_bytes - head
     block = codec.blocksize
     most = max(1, most_elements(codec) // block)
+    needed = -(-spec.count // block)
+    if 0 < needed <= most and codec.encoded_size(needed * block) <= room:
+        return needed * block  # small, as many items are: one slice, and nothing to search for
     blocks = bisect_right(range(1, most + 1), room, key=lambda blocks: codec.encoded_size(blocks * block))
     if blocks == 0:
         raise CodecError(

@@ -36,6 +36,7 @@ from tensorbus.streaming.buffers import SliceBuffer
 from tensorbus.streaming.decoder import SliceEvent
 
 from .base import FindBase, Reducer, Told, Workspace, check_base
+from .parts import PartThreads
 from .stream import SliceThread
 
 SMALLEST_WEIGHT = 2.0**-80
@@ -81,6 +82,8 @@ class Averaging(Reducer):
         self._weights = weights
         self._extras = Extras(ordered=weights.exact)
         self._thread = SliceThread()
+        # Sums in floats are made as fast as memory is read: a second thread gains nothing there.
+        self._parts = PartThreads(None if weights.exact else 1)
 
     @property
     def nbytes(self) -> int:
@@ -133,6 +136,7 @@ class Averaging(Reducer):
     async def aclose(self) -> None:
         """See `Reducer`."""
         await self._thread.call(self._sums.close)
+        await self._thread.call(self._parts.close)
         await self._thread.aclose()
 
     # --- in the thread ------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ class Averaging(Reducer):
             cover(taking.contribution.base, weight=-summed)
         elif taking.contribution.scale != 1:
             cover(CURRENT, weight=taking.weight - summed)
-        self._sums.add(target, event, taking.summed)
+        self._parts.run(event, lambda part: self._sums.add(target, part, taking.summed))
 
     def _add_late(self, base: str, target: str, event: SliceEvent) -> None:
         pieces = self._weights.pieces(base, target, event.offset, event.offset + event.count)

@@ -47,7 +47,7 @@ class Exact(Averaging):
             InvalidRequest: the weight is too small to count exactly, or the sums do not say what they are.
         """
         if contribution.partial:
-            await self._add_partial(update, told)
+            await self._add_partial(update, contribution, told)
             return
         weight = contribution.weight * contribution.scale
         if weight < SMALLEST_WEIGHT:
@@ -61,13 +61,14 @@ class Exact(Averaging):
         extras = [self._extras.item(name) for name in keys]
         return [partials.item(self._weights, keys), *tensors, *extras]
 
-    async def _add_partial(self, update: Update, told: Told) -> None:
+    async def _add_partial(self, update: Update, contribution: Contribution, told: Told) -> None:
         partials.match(self.layout, update.manifest)
         self.dirty = True
         about = bytearray(next(spec.nbytes for spec in update.manifest if spec.name == partials.NAME))
         self._extras.begin([spec for spec in update.manifest if spec.name != partials.NAME], ("", 0))
         await self._thread.read(update.slices(), partial(self._take_partial, about), told)
         found = partials.parse(bytes(about), self.layout, update.manifest)
+        found.check_weight(contribution.weight)
         found.add_to(self._weights)
         self._extras.commit(found.extras)
         self.dirty = False

@@ -75,8 +75,11 @@ class Joint(Reducer):
         if event.spec.kind != "tensor":
             votes.add(event)
             return
-        self._decoded.decode_update(event)
-        self._decoded.require_finite(event.spec.name)
+        self._decoded.hold_update(event)
+        try:
+            self._decoded.require_finite()
+        finally:
+            self._decoded.release()
 
     async def close(self, current: Update, find_base: FindBase) -> Sequence[Item]:
         if len(self._members) < self.least:

@@ -1,10 +1,10 @@
 """Lockstep: many updates, and the models that they are changes from, side by side.
 
-Strategy. Each container is read by its own `Reader`, which holds one slice. Slices of one tensor may be cut
-differently in each, so what all of them have at hand is as far as the shortest: that is worked on, in pieces
-that stay in the processor's cache, and then those that are used up get their next slice, all at once. So
-memory is a slice for each update and a constant, whatever the size of the model or of its tensors. A model is
-read only where a tensor needs it; see `RowMaker` for what it is needed for.
+Strategy. Each container is read by its own `Reader`, which holds one slice, encoded. Slices of one tensor may
+be cut differently in each, so what all of them have at hand is as far as the shortest: that is worked on, in
+pieces that stay in the processor's cache, and then those that are used up get their next slice, all at once.
+So memory is a frame for each update and a constant, whatever the size of the model or of its tensors. A model
+is read only where a tensor needs it; see `RowMaker` for what it is needed for.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from tensorbus.aggregator.layout import Layout
 from tensorbus.aggregator.updates import Contribution, Update, UpdateRefused
 from tensorbus.codecs.chain import codec_of
 from tensorbus.codecs.item import ItemSpec
-from tensorbus.errors import CodecError, FrameError, StoreDamaged
 
 from .base import FindBase
 from .decoded import Decoded
 from .reader import Reader, is_in_order
-from .rows import Member, RowMaker, Rows, Source, is_plain
+from .rows import BAD, Member, RowMaker, Rows, Source, is_plain
 from .stream import SliceThread
 
 _CURRENT = ""
 """Key of the round's model among the bases."""
-
-_BAD = (CodecError, FrameError, StoreDamaged)
 
 
 class Lockstep:
@@ -80,7 +77,7 @@ class Lockstep:
         order = self._order()
         async with _readers() as made:
             readers = [
-                Reader(one.update, sources, order, Decoded.decode_update)
+                Reader(one.update, sources, order, Decoded.hold_update)
                 for one, sources in zip(self._members, self._sources, strict=True)
             ]
             made.extend(readers)
@@ -135,7 +132,7 @@ class Lockstep:
             model = self._current if key == _CURRENT else await self._find_base(key)
             sources = {mine: theirs for theirs, mine in self._layout.match(model.manifest).items()}
             wanted = [name for name in order if key in needs[name]]
-            readers[key] = Reader(model, sources, wanted, Decoded.decode_model)
+            readers[key] = Reader(model, sources, wanted, Decoded.hold_model)
             made.append(readers[key])
         return {name: {key: readers[key] for key in keys} for name, keys in needs.items()}
 
@@ -162,31 +159,24 @@ class Lockstep:
         while at < spec.count:
             due = [reader for reader in everyone if reader.slice.stop <= at]
             await _fetch(due, blame)
-            step = partial(self._step, spec, at, everyone, due, blame, sources, bases.get(_CURRENT), take)
-            at = await self._thread.call(step)
+            end = min(spec.count, *(reader.slice.stop for reader in everyone))
+            step = partial(self._step, spec, at, end, sources, bases.get(_CURRENT), take)
+            await self._thread.call(step)
+            at = end
 
     def _step(
         self,
         spec: ItemSpec,
         at: int,
-        everyone: Sequence[Reader],
-        due: Sequence[Reader],
-        blame: Mapping[Reader, str],
+        end: int,
         sources: Sequence[Source],
         current: Reader | None,
         take: Callable[[Rows], None],
-    ) -> int:
-        """Decode the slices that were fetched, and hand out what all have at hand; how far that is."""
-        for reader in due:
-            try:
-                reader.decode()
-            except _BAD as error:
-                raise _blamed(error, reader, blame) from error
-        end = min(spec.count, *(reader.slice.stop for reader in everyone))
+    ) -> None:
+        """Hand out what all have at hand."""
         width = self._rows.width(len(sources))
         for start in range(at, end, width):
             take(self._rows.make(spec, start, min(start + width, end), sources, current))
-        return end
 
 
 def _base_key(contribution: Contribution) -> str:
@@ -195,7 +185,7 @@ def _base_key(contribution: Contribution) -> str:
 
 def _blamed(error: Exception, reader: Reader, blame: Mapping[Reader, str]) -> Exception:
     """The error, as one of the update that it came from if it did."""
-    if reader not in blame or not isinstance(error, _BAD):
+    if reader not in blame or not isinstance(error, BAD):
         return error
     return UpdateRefused(blame[reader], str(error))
 
@@ -217,7 +207,7 @@ async def _fetch(due: Sequence[Reader], blame: Mapping[Reader, str]) -> None:
             for reader in due:
                 group.create_task(fetch(reader))
     # What cannot be had now comes before who is to blame: all of it is read again then.
-    for reader, error in sorted(errors.items(), key=lambda each: isinstance(each[1], _BAD)):
+    for reader, error in sorted(errors.items(), key=lambda each: isinstance(each[1], BAD)):
         raise _blamed(error, reader, blame) from error
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
-from tensorbus.aggregator.coverage import CURRENT, MAX_PIECES, Coverage, Weights
+from tensorbus.aggregator.coverage import CURRENT, MAX_PIECES_OF_SUMS, Coverage, Weights
 from tensorbus.aggregator.extras import Key
 from tensorbus.aggregator.layout import MAX_EXTRAS, Layout
 from tensorbus.codecs.bases import check_base_id
@@ -38,6 +38,9 @@ MAX_BITS = 512
 """Of a weight's numerator, and of its denominator."""
 
 MAX_BASES = 256
+ROUNDED = Fraction(1, 1 << 40)
+"""What the float that says what sums weigh may lack."""
+
 SMALLEST_TOTAL, LARGEST_TOTAL = Fraction(1, 1 << 24), Fraction(1 << 100)
 
 
@@ -49,8 +52,21 @@ class Partial:
     bases: dict[str, dict[str, list[tuple[int, int, Fraction]]]]
     extras: dict[str, Key]
 
+    def check_weight(self, weight: float) -> None:
+        """Whether the sums weigh no more than their update says.
+
+        Raises:
+            InvalidRequest: they do; the tensor is named.
+        """
+        for name, total in self.totals.items():
+            if total > Fraction(weight) * (1 + ROUNDED):
+                raise InvalidRequest(
+                    f"the sums of {name!r:.80} weigh {float(total):g}, more than the {weight:g} of the update"
+                )
+
     def add_to(self, weights: Weights) -> None:
         """Enter all weights. Raises LimitExceeded as ``Weights.cover``."""
+        weights.begin_sums()
         for name, total in self.totals.items():
             weights.count([name], total)
         for base, tensors in self.bases.items():
@@ -192,7 +208,7 @@ def _known(name: str, tensors: set[str]) -> bool:
 def _checked_pieces(name: str, value: object, count: int) -> list[tuple[int, int, Fraction]]:
     pieces: list[tuple[int, int, Fraction]] = []
     end = 0
-    if not isinstance(value, list) or len(cast("list[object]", value)) > MAX_PIECES:
+    if not isinstance(value, list) or len(cast("list[object]", value)) > MAX_PIECES_OF_SUMS:
         raise InvalidRequest(f"{NAME!r}: the pieces of {name!r:.80} are no list, or too many")
     for entry in cast("list[object]", value):
         piece = cast("list[object]", entry) if isinstance(entry, list) else []

@@ -16,13 +16,13 @@ from .decoded import Decoded
 
 
 class Reader:
-    """Holds one slice, encoded and decoded.
+    """Holds one slice, encoded; see `Decoded`.
 
     Args:
         update: what is read.
         sources: its own names of the tensors, by those that the model has for them.
         wanted: the model's names of those that may be asked for, in the order in which they will be.
-        decode: `Decoded.decode_update` or `Decoded.decode_model`.
+        hold: `Decoded.hold_update` or `Decoded.hold_model`.
 
     Attributes:
         slice: at hand.
@@ -33,15 +33,14 @@ class Reader:
         update: Update,
         sources: Mapping[str, str],
         wanted: Sequence[str],
-        decode: Callable[[Decoded, SliceEvent], None],
+        hold: Callable[[Decoded, SliceEvent], None],
     ) -> None:
         self.update = update
         self.slice = Decoded()
         self._sources = sources
-        self._decode = decode
+        self._hold = hold
         self._in_order = is_in_order([sources[name] for name in wanted if name in sources], update)
         self._stream: AsyncGenerator[SliceEvent] | None = None
-        self._event: SliceEvent | None = None
         self._name = ""
 
     async def begin(self, name: str) -> None:
@@ -55,32 +54,28 @@ class Reader:
             self._stream = self.update.item_slices(self._name)
 
     async def fetch(self) -> None:
-        """Get the next slice of the tensor, still encoded.
+        """Get the next slice of the tensor.
 
         Raises:
             FrameSequenceError: it does not continue the tensor, or there is none.
             What reading raises, see `Update`.
         """
         assert self._stream is not None
-        self._event = None
+        self.slice.release()
         async for event in self._stream:
             if event.spec.name == self._name:
-                self._event = event
+                if event.offset == self.slice.stop and event.count:
+                    self._hold(self.slice, event)
+                    return
                 break
-        if self._event is None or self._event.offset != self.slice.stop or not self._event.count:
-            raise FrameSequenceError(
-                f"item {self._name!r} of {self.update.id} does not go on at element {self.slice.stop}"
-            )
-
-    def decode(self) -> None:
-        """Decode what was fetched; blocks. Raises as ``Decoded.decode_update``."""
-        if self._event is not None:
-            event, self._event = self._event, None
-            self._decode(self.slice, event)
+        raise FrameSequenceError(
+            f"item {self._name!r} of {self.update.id} does not go on at element {self.slice.stop}"
+        )
 
     async def aclose(self) -> None:
         """Let go of the stream."""
-        stream, self._stream, self._event = self._stream, None, None
+        self.slice.release()
+        stream, self._stream = self._stream, None
         if stream is not None:
             await stream.aclose()
 

@@ -21,10 +21,13 @@ from tensorbus.codecs.base import Accumulator
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.scratch import PIECE
 from tensorbus.codecs.values import all_finite
-from tensorbus.errors import NonFiniteValues
+from tensorbus.errors import CodecError, FrameError, NonFiniteValues, StoreDamaged
 
 from .decoded import Form
 from .reader import Reader
+
+BAD = (CodecError, FrameError, StoreDamaged)
+"""What is wrong with a message itself."""
 
 BLOCK = 1 << 18
 """Elements of all rows of a piece together: 1 MiB of float32, which stays in an L2 cache."""
@@ -113,8 +116,10 @@ class RowMaker:
         """The rows of the elements from ``start`` to ``stop``, which all readers have at hand.
 
         Raises:
-            UpdateRefused: values of a member are NaN, Inf or beyond the range of their dtype.
-            NonFiniteValues: those of the round's model are.
+            UpdateRefused: values of a member are NaN, Inf or beyond the range of their dtype, or cannot be
+                decoded.
+            NonFiniteValues: those of the round's model are NaN or Inf.
+            CodecError: a model cannot be decoded.
         """
         block = self._block(spec, len(sources))[:, : stop - start]
         values, ours, scratch = block[: len(sources)], block[-2], block[-1]
@@ -145,7 +150,10 @@ class RowMaker:
         if decoded.form is Form.SAME:
             np.copyto(row, 0 if self._changes else current)
             return
-        decoded.read(start, stop, row)
+        try:
+            decoded.read(start, stop, row)
+        except BAD as error:
+            raise UpdateRefused(contribution.message, str(error)) from error
         if decoded.form is Form.WHOLE and is_plain(contribution) and not self._changes:
             return
         with np.errstate(over="ignore", invalid="ignore"):

@@ -6,14 +6,14 @@ import json
 from collections.abc import Generator
 from typing import BinaryIO, cast
 
-from .load import MIB, Load, connect
+from .load import MIB, Load, connect, connect_encrypted
 
 
 class Http:
     """One connection; a request at a time."""
 
     def __init__(self, load: Load) -> None:
-        self.connection = connect(load)
+        self.connection = connect_encrypted(load) if load.certificate else connect(load)
         self._host = f"{load.address[0]}:{load.address[1]}"
         self._reader = cast("BinaryIO", self.connection.makefile("rb", MIB // 4))
         self.headers: dict[str, str] = {}

@@ -16,6 +16,8 @@ from tensorbus.streaming.buffers import BufferPool
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.sources import open_source
 
+from .tls import TlsEnd
+
 TOPIC = "bench.bytes"
 MIB = 1 << 20
 
@@ -66,10 +68,13 @@ def connect(load: Load, paced: bool = False) -> socket.socket:
         unpace(connection, load.address)
     connection.connect(load.address)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not load.certificate:
-        return connection
+    return connection
+
+
+def connect_encrypted(load: Load) -> TlsEnd:
+    """The same with TLS, to a server whose certificate is checked."""
     context = ssl.create_default_context(cafile=load.certificate)
-    return context.wrap_socket(connection, server_hostname="localhost")
+    return TlsEnd(connect(load), context, "localhost")
 
 
 def values(size: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -82,14 +82,14 @@ class Experiment:
 
         settings = SETTINGS[self.task]
         total = self.rounds * self.steps
+        sites = max(1, self.sites)
         if isinstance(settings, LoraSettings):
-            if self.sites > 1:
-                raise ValueError("the dialogues are not shared out: lora takes one site")
-            return [LoraTrainer(settings, models / "smollm2", self.seed, total)]
+            folder = models / "smollm2"
+            return [LoraTrainer(settings, folder, self.seed, site, sites, total) for site in range(sites)]
         everything = topics()
         return [
             SmallTrainer(settings, self.seed, site, [everything[place] for place in mine], everything, total)
-            for site, mine in enumerate(shares(max(1, self.sites)))
+            for site, mine in enumerate(shares(sites))
         ]
 
 
@@ -118,8 +118,9 @@ WITH_LORA = (
     "delta | int8",
     "delta | uniform",
 )
+WITH_LORA_4 = ("delta | feedback | nf4", "int8", "nf4")
 SEEDS = (0, 1, 2)
-LENGTHS = {"small-1": (12, 8), "small-4": (10, 5), "small-8": (10, 4), "lora-1": (8, 4)}
+LENGTHS = {"small-1": (12, 8), "small-4": (10, 5), "small-8": (10, 4), "lora-1": (8, 4), "lora-4": (8, 3)}
 """Rounds, and steps in each."""
 
 
@@ -135,7 +136,9 @@ def grid() -> list[Experiment]:
     ]
     lora = [*_central("lora"), *_federated("lora", 1, ("none", *WITH_LORA))]
     lora.sort(key=lambda experiment: experiment.seed)
-    return [*small, *lora, *_federated("small", 8, FED_BACK_WEIGHTS)]
+    shared = _federated("lora", 4, ("none", *WITH_LORA_4))
+    shared.sort(key=lambda experiment: experiment.seed)
+    return [*small, *lora, *_federated("small", 8, FED_BACK_WEIGHTS), *shared]
 
 
 def quick_grid() -> list[Experiment]:

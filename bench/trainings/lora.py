@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaForCausalLM
 
-from tensorbus.demo.corpus import HELD_OUT_EVERY, Dialogue, corpus_folder, read_topics
+from tensorbus.demo.corpus import HELD_OUT_EVERY, Dialogue, corpus_folder, read_topics, share_out
 from tensorbus.demo.model import WEIGHTS, load, prepare
 from trainings.settings import LoraSettings
 from trainings.trainer import Trainer
@@ -44,15 +44,21 @@ class LoraTrainer(Trainer):
 
     Args:
         folder: where the model lies as fp32; it is written there if it does not.
-        seed: decides the adapters to begin with and the order of the dialogues.
+        seed: decides the adapters to begin with, the same at all sites; ``site`` and it the order of the
+            dialogues.
+        site, sites: whose topics these are, of how many that share them out as those of the demo do.
     """
 
-    def __init__(self, settings: LoraSettings, folder: Path, seed: int, total_steps: int) -> None:
+    def __init__(
+        self, settings: LoraSettings, folder: Path, seed: int, site: int, sites: int, total_steps: int
+    ) -> None:
         self._settings = settings
         self._model = _adapted(folder, settings, seed)
         super().__init__(self._model, settings.recipe, total_steps)
-        self._random = random.Random(seed)
-        self._train, held_out = _lines(folder, settings.tokens)
+        self._random = random.Random(seed + 1000 * site)
+        topics = share_out(read_topics(corpus_folder()), sites)[site].topics
+        lines, held_out = _lines(folder, settings.tokens)
+        self._train = [line for topic, mine in lines.items() if topic in topics for line in mine]
         self._few = _spread(held_out, settings.held_out)
         self._many = _spread(held_out, settings.final)
         self._waiting: list[Line] = []
@@ -93,7 +99,7 @@ def _adapted(folder: Path, settings: LoraSettings, seed: int) -> LlamaForCausalL
     if not (folder / WEIGHTS).is_file():
         prepare(folder)
     model, _ = load(folder, seed)
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    model.load_state_dict(_pretrained(folder), strict=False, assign=True)
     model.tie_weights()
     model.requires_grad_(requires_grad=False)
     torch.manual_seed(seed)
@@ -105,8 +111,14 @@ def _adapted(folder: Path, settings: LoraSettings, seed: int) -> LlamaForCausalL
 
 
 @functools.cache
-def _lines(folder: Path, longest: int) -> tuple[list[Line], list[Line]]:
-    """The dialogues to train on, and those held out; read once."""
+def _pretrained(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights, which nobody trains, and the models of all sites have in common."""
+    return load_file(folder / WEIGHTS)
+
+
+@functools.cache
+def _lines(folder: Path, longest: int) -> tuple[dict[str, list[Line]], list[Line]]:
+    """The dialogues to train on, by topic, and those held out; read once."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -117,11 +129,12 @@ def _lines(folder: Path, longest: int) -> tuple[list[Line], list[Line]]:
         answer = tokenizer.encode(f"{dialogue.answer}<|im_end|>\n", add_special_tokens=False)
         return (prompt + answer)[:longest], len(prompt)
 
-    train: list[Line] = []
+    train: dict[str, list[Line]] = {}
     held_out: list[Line] = []
-    for dialogues in read_topics(corpus_folder()).values():
+    for topic, dialogues in read_topics(corpus_folder()).items():
+        mine = train[topic] = []
         for place, dialogue in enumerate(dialogues, start=1):
-            (train if place % HELD_OUT_EVERY else held_out).append(encode(dialogue))
+            (mine if place % HELD_OUT_EVERY else held_out).append(encode(dialogue))
     return train, held_out
 
 

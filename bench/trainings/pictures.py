@@ -23,6 +23,7 @@ CURVES = {
     "small-4": (REFERENCE, "nf4", "delta | nf4", "delta | rotate | lloyd:2", SMALLEST),
     "small-8": (REFERENCE, "nf4", "delta | nf4", "delta | rotate | lloyd:2", SMALLEST),
     "lora-1": ("central", REFERENCE, "nf4", "delta | nf4", SMALLEST),
+    "lora-4": (REFERENCE, "int8", "nf4", "delta | feedback | nf4"),
     "toy-1": ("central", REFERENCE, "delta | nf4"),
     "toy-2": (REFERENCE, SMALLEST),
 }

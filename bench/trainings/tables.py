@@ -12,6 +12,7 @@ TITLES = {
     "small-4": "4 sites, from scratch",
     "small-8": "8 sites, from scratch",
     "lora-1": "One site, LoRA of SmolLM2-135M-Instruct",
+    "lora-4": "4 sites, LoRA of SmolLM2-135M-Instruct",
     "toy-1": "One site, a toy",
     "toy-2": "2 sites, a toy",
 }

@@ -1,7 +1,7 @@
 """Who may do what: tokens, their rights, and the file that keeps them. Knows no HTTP."""
 
 from .rights import NO_RIGHTS, OWNER_RIGHTS, Right, Rights
-from .token import NO_QUOTAS, Quotas, Token, TokenInfo, TokenPlan
+from .token import NO_QUOTAS, Quotas, Token, TokenInfo, TokenPlan, read_credential
 from .token_file import TokenFile
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "TokenFile",
     "TokenInfo",
     "TokenPlan",
+    "read_credential",
 ]

@@ -1,4 +1,4 @@
-"""Token: who may do what until when, and the credential that proves it. Pure but for chance.
+"""Token: who may do what until when, and the credential that proves it. Pure but for chance and one file.
 
 A credential reads ``tb_<id>_<secret>``: 12 and 64 hex digits. The id is no secret, and names the token in
 lists and logs. The secret is 256 bits of chance; only its SHA-256 is kept. That a password needs a slow hash
@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import to_iso
@@ -26,6 +27,9 @@ _ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}", re.ASCII)
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
+
+MAX_CREDENTIAL = 8192
+"""Bytes of a file that holds one."""
 
 _QUOTAS = ("max_bytes", "max_uploads", "max_connections")
 PLAN_FIELDS = ("name", *RIGHTS, "expires", *_QUOTAS)
@@ -205,3 +209,20 @@ def check_token_id(token_id: str) -> str:
     if not _ID.fullmatch(token_id):
         raise InvalidName(f"token id {token_id[:40]!r} must be 12 lower-case hex digits")
     return token_id
+
+
+def read_credential(path: Path) -> str:
+    """The token in a file such as a secret that is mounted: its one word, whatever white space is around it.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or holds anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CREDENTIAL + 1)
+    except OSError as error:
+        raise InvalidRequest(f"no token can be read from {path}: {error.strerror}") from error
+    words = text.split()
+    if len(text) > MAX_CREDENTIAL or len(words) != 1 or not words[0].isascii():
+        raise InvalidRequest(f"{path} does not hold one token and nothing else")
+    return words[0].decode()

@@ -20,13 +20,14 @@ from functools import partial
 from typing import Literal, ParamSpec, Self, TypeVar
 
 from tensorbus.bus import log_context
+from tensorbus.bus.activity import Transfer, Trouble
 from tensorbus.bus.clock import Clock, SystemClock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo, DeliveryInfo
 from tensorbus.bus.damage import DamagePage, ScrubReport
 from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import BrokerStats, MessageInfo, MessagePage, Receipt, State, TopicInfo
 from tensorbus.bus.policies import PolicyConfig, PolicyInfo
-from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.base import Store, StoredConsumer
 from tensorbus.bus.stores.syncing import Sync
 from tensorbus.bus.topics import check_filter, check_key, check_message_id, check_topic, matches
 from tensorbus.errors import (
@@ -120,6 +121,7 @@ class Broker:
             ],
         )
         self._running = False
+        self._leading = False
 
     async def start(self) -> None:
         """Open the store and take up consumers where they were.
@@ -128,11 +130,34 @@ class Broker:
             StoreInUse, StoreVersion, StorageError: the data directory cannot be used.
         """
         self._damaged.start()
-        self._consumers.load(await self._store.start(self._sync))
+        consumers = await self._store.start(self._sync)
+        if self._store.leading:
+            await self._take_up(consumers)
+        self._running = True
+
+    @property
+    def leading(self) -> bool:
+        """Whether it decides. Where brokers share a store one does, and the others only read."""
+        return self._leading and self._store.leading
+
+    async def lead(self) -> bool:
+        """Decide from now on, in the place of another broker that is gone; False if a third was faster.
+
+        Raises StorageError.
+        """
+        consumers = await self._store.lead()
+        if consumers is None:
+            return False
+        await self._take_up(consumers)
+        return True
+
+    async def _take_up(self, consumers: Sequence[StoredConsumer]) -> None:
+        """What an earlier process, or another broker, has left."""
+        self._consumers.load(consumers)
         await self._retention.load()
         self._open.load(await self._store.uploads())
         await self._open.take_up()
-        self._running = True
+        self._leading = True
         await self._sweeping.start()
 
     async def close(self) -> None:
@@ -292,6 +317,11 @@ class Broker:
         if info is None:
             raise NotFound(f"there is no message {message_id}")
         return info
+
+    async def is_sealed(self, message_id: str) -> bool:
+        """Whether it is in the log, whole or damaged. Raises InvalidName."""
+        check_message_id(message_id)
+        return message_id not in self._open.messages and await self._store.message(message_id) is not None
 
     async def topic_of(self, message_id: str) -> str:
         """The topic of a message, also of a damaged one. Raises NotFound, InvalidName."""
@@ -493,6 +523,34 @@ class Broker:
             disk_free=disk.free,
             disk_size=disk.size,
         )
+
+    @property
+    def activity(self) -> tuple[int, ...]:
+        """Other numbers than before if messages, deliveries or transfers have moved; costs nearly nothing."""
+        return (
+            self._open.sealed,
+            self._open.aborted,
+            self._open.received,
+            len(self._open.messages),
+            self._deliveries.delivered,
+            self._deliveries.acked,
+            self.measures.redelivered,
+            self.measures.dead,
+            len(self._consumers),
+            self._consumers.ack_pending,
+        )
+
+    def transfers(self) -> list[Transfer]:
+        """Messages that are being published, in the order in which they began."""
+        return self._open.transfers()
+
+    def troubles(self) -> dict[str, Trouble]:
+        """What each consumer, by name, has difficulties with."""
+        return self._consumers.troubles()
+
+    async def stored_by(self, owner: str) -> int:
+        """Bytes of the messages that the holder of a token has stored."""
+        return (await self._store.owner_usage(owner)).bytes
 
     # --- policies ------------------------------------------------------------------------------------
 

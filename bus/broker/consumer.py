@@ -8,11 +8,13 @@ yet, and gets one beyond the position; if it is settled before the position come
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import re
 import secrets
 from collections.abc import Iterator
 
+from tensorbus.bus.activity import Redelivery, Trouble
 from tensorbus.bus.consumers import ConsumerConfig, dead_letter_topic
 from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
 from tensorbus.errors import AlreadySettled, DeliveryExpired, NotFound
@@ -22,6 +24,7 @@ from .wakeup import Wakeup
 
 _TOKEN = re.compile(r"([0-9a-f]{8})([0-9a-f]{32})([0-9a-f]{1,8})", re.ASCII)
 _TOKEN_MESSAGE = slice(8, 40)
+_EXAMPLES = 5
 
 
 def new_uid() -> str:
@@ -84,6 +87,16 @@ class Consumer:
     def dead_letter(self) -> str:
         """The topic of its dead letters."""
         return self.config.dead_letter or dead_letter_topic(self.name)
+
+    def trouble(self, now: float) -> Trouble:
+        """What it has difficulties with."""
+        again = [pending for pending in self.pending.values() if pending.attempt > 1]
+        worst = heapq.nlargest(_EXAMPLES, again, key=lambda pending: pending.attempt)
+        examples = (
+            Redelivery(pending.message, pending.attempt, max(0.0, pending.due - now), pending.held)
+            for pending in worst
+        )
+        return Trouble(self.dead_letter, len(again), tuple(examples))
 
     def inactive(self, now: float) -> bool:
         """Whether nobody has used it for longer than it is kept unused."""

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from tensorbus.bus.activity import Trouble
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
 from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
@@ -170,6 +171,11 @@ class Consumers:
         named = sorted(self._consumers.items())
         lasting = [consumer for _, consumer in named if consumer.config.inactive_threshold is None]
         return [await self.info(consumer) for consumer in lasting[:limit]]
+
+    def troubles(self) -> dict[str, Trouble]:
+        """What each consumer has difficulties with."""
+        now = self._clock.monotonic()
+        return {name: consumer.trouble(now) for name, consumer in self._consumers.items()}
 
     # --- told ----------------------------------------------------------------------------------------
 

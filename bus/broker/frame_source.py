@@ -1,9 +1,11 @@
-"""The frames of one message where the store has them: in a file, or, of a small message, in a row."""
+"""The frames of one message where the store has them: in a file, on another machine, or, of a small message,
+in a row."""
 
 from __future__ import annotations
 
 import os
 
+from tensorbus.bus.stores.base import RemoteFrames
 from tensorbus.errors import StoreDamaged
 
 
@@ -11,17 +13,21 @@ class FrameSource:
     """Reads at any offset; its methods block, and may be called from any thread until it is closed.
 
     Attributes:
-        fd: read-only descriptor of the file; None for a body that came with its row.
-        body: that body; None for a file.
+        fd: read-only descriptor of the file; None for all others.
+        body: what came with its row; None for all others.
+        remote: the frames on another machine; None for all others.
     """
 
-    def __init__(self, frames: int | bytes) -> None:
+    def __init__(self, frames: int | bytes | RemoteFrames) -> None:
         self.fd = frames if isinstance(frames, int) else None
         self.body = frames if isinstance(frames, bytes) else None
+        self.remote = None if isinstance(frames, int | bytes) else frames
 
     @property
     def size(self) -> int:
         """Bytes there are now. Raises StoreDamaged when the system cannot tell."""
+        if self.remote is not None:
+            return self.remote.size
         if self.fd is None:
             return len(self.body or b"")
         try:
@@ -31,6 +37,8 @@ class FrameSource:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset`` on, as far as there are bytes; how many. Raises StoreDamaged."""
+        if self.remote is not None:
+            return self.remote.read_into(buffer, offset)
         if self.fd is None:
             part = memoryview(self.body or b"")[offset : offset + len(buffer)]
             buffer[: len(part)] = part
@@ -45,6 +53,9 @@ class FrameSource:
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to ``size`` bytes from ``offset`` on. Raises StoreDamaged."""
+        if self.remote is not None:
+            buffer = bytearray(size)
+            return bytes(buffer[: self.remote.read_into(memoryview(buffer), offset)])
         if self.fd is None:
             return (self.body or b"")[offset : offset + size]
         try:
@@ -54,6 +65,8 @@ class FrameSource:
 
     def close(self) -> None:
         """Give the descriptor back. Idempotent."""
+        if self.remote is not None:
+            self.remote.close()
         fd, self.fd = self.fd, None
         if fd is not None:
             os.close(fd)

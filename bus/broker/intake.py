@@ -183,6 +183,11 @@ class Intake:
         if memory:
             self._append([memory])
 
+    def rest(self) -> None:
+        """Nothing comes for a while. Raises StorageFull, StorageError."""
+        if self._file is not None:
+            self._file.rest()
+
     def sync(self) -> None:
         """What was kept before this call is on stable storage. Raises StorageFull, StorageError."""
         if self._file is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tensorbus.bus.activity import Transfer
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import MessageInfo, Receipt
@@ -95,6 +96,17 @@ class OpenMessages:
     def uploads(self) -> Mapping[str, Upload]:
         """The uploads by message id."""
         return self._uploads
+
+    def transfers(self) -> list[Transfer]:
+        """Everything that is being published, in the order in which it began."""
+        found: list[Transfer] = []
+        for upload in self._uploads.values():
+            info, kept = upload.info, upload.kept
+            length = upload.length if kept is None else kept.length
+            total = info.wire_bytes if length is None else length
+            received = info.bytes if kept is None else upload.offset
+            found.append(Transfer(info, received, total, kept is not None, not upload.written))
+        return found
 
     def load(self, stored: Sequence[StoredUpload]) -> None:
         """Take up the uploads that an earlier process has left; their files are read when they are wanted."""
@@ -223,6 +235,7 @@ class OpenMessages:
             return
         self.sealed += 1
         self._measures.frames_in += info.frames
+        self._measures.savings.count(info.pipeline, info.original_bytes, info.bytes)
         self._measures.seal.observe(self._clock.wall() - info.created.timestamp())
         self._quotas.stored(info.id, info.topic)
 
@@ -348,7 +361,9 @@ class OpenMessages:
             self._consumers.aborted(message.id)
         else:
             self.sealed += 1
-            self._measures.frames_in += message.info.frames
+            info = message.info
+            self._measures.frames_in += info.frames
+            self._measures.savings.count(info.pipeline, info.original_bytes, info.bytes)
             self._measures.seal.observe(self._clock.wall() - message.created.timestamp())
             self._consumers.sealed(message, message.info.seq or 0)
 

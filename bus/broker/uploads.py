@@ -28,6 +28,7 @@ from tensorbus.errors import (
     QuotaExceeded,
     StorageError,
     StorageFull,
+    StoreUnavailable,
     TensorbusError,
 )
 from tensorbus.streaming.headers import Totals
@@ -96,6 +97,7 @@ class Upload:
         fresh: bool = True,
     ) -> None:
         self.message = message
+        self.length = size
         self._host = host
         self._workers = host.workers
         self._row = kept
@@ -373,7 +375,8 @@ class Upload:
         await inflow.quiet()
         if self._looking is not None:
             await asyncio.wait([self._looking])
-        if isinstance(inflow.failure, StorageError) and not isinstance(inflow.failure, StorageFull):
+        passing = isinstance(inflow.failure, StorageFull | StoreUnavailable)
+        if isinstance(inflow.failure, StorageError) and not passing:
             # What the disk did not take once cannot be trusted to be there later.
             self._fail(inflow.failure)
         async with self._at_work:
@@ -611,3 +614,4 @@ def _tidy(intake: Intake, failed: bool) -> None:
     if failed or intake.held:
         intake.recover()
     intake.spill()
+    intake.rest()

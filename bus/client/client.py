@@ -33,6 +33,7 @@ from .message import Message, describe
 from .outgoing import Outgoing
 from .progress import ProgressCallback, ProgressReporter
 from .publishing import Publication, Receipt
+from .statuses import status, statuses
 from .subscription import Subscription
 from .tls import TlsSettings
 
@@ -384,6 +385,24 @@ class Client:
         """The topics that hold messages."""
         answer = await self._connection.call("GET", "/v1/topics")
         return [TopicInfo.from_json(entry) for entry in Fields(answer, "topics").array("topics")]
+
+    async def status(self, **view: str | int) -> dict[str, object]:
+        """What the broker is doing: jobs, transfers, topics, consumers, codecs, disk; see `GET /v1/status`.
+
+        Args:
+            view: what of it, and in which order, by the names of the request's parameters: ``search="sft"``,
+                ``topics=100``, ``consumers_by="lag"``.
+        """
+        return await status(self._connection, view)
+
+    def statuses(self, **view: str | int) -> AsyncGenerator[dict[str, object]]:
+        """The status of now, and then whenever it has changed, twice a second at the most.
+
+        ``view`` is as in `status`. It ends when the broker stops, and after an hour. Unlike other
+        calls it is not tried again: it raises BrokerUnavailable or TransferStalled when the connection
+        breaks, so that a display can say so.
+        """
+        return statuses(self._connection, view)
 
     async def damaged(self, after: int = 0, limit: int = PAGE) -> DamagePage:
         """Messages that the broker does not deliver because their frames are damaged, by seq."""

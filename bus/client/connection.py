@@ -175,11 +175,13 @@ class Connection:
         data: aiohttp.Payload | None = None,
         document: JsonObject | None = None,
         read_timeout: float | None = None,
+        read_buffer: int = READ_BUFFER,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """One request, one attempt; the response has a status below 400.
 
         Args:
             read_timeout: seconds without a byte of the response; None for no limit.
+            read_buffer: bytes of the response that may wait in memory (twice that at most).
 
         Raises:
             BrokerUnavailable: no connection, or it broke.
@@ -200,7 +202,7 @@ class Connection:
                 json=document,
                 timeout=timeout,
                 allow_redirects=False,
-                read_bufsize=READ_BUFFER,
+                read_bufsize=read_buffer,
             ) as response:
                 self._answered = True
                 if response.status >= 300 and response.status != 304:

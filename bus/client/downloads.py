@@ -12,12 +12,13 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound, TensorbusError
 from tensorbus.streaming.frames import FrameParser
 
-from .connection import TRANSIENT, Connection, segment
+from .connection import READ_BUFFER, TRANSIENT, Connection, segment
 from .raw_download import Answer
 from .retry import Retry
 
 T = TypeVar("T")
-Take = Callable[[bytes | memoryview], None]
+Take = Callable[[bytes | memoryview], bool]
+"""Takes bytes; says whether it has to be called again, with none, before it takes more."""
 
 LARGE = 4 << 20
 """Bytes of a body from which a connection of its own is worth while."""
@@ -30,17 +31,30 @@ class Download:
 
     Args:
         item: name of the only item that is wanted; None for the whole message.
+        size: bytes of its values.
+        ahead: bytes that may wait in memory before they are asked for (twice that at most), where they come
+            by way of the event loop.
 
     Attributes:
         parser: verifies the frames; its boundary is where the next request begins.
         complete: to be set by the caller once the last frame has been verified.
     """
 
-    def __init__(self, connection: Connection, info: MessageInfo, item: str | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        info: MessageInfo,
+        item: str | None = None,
+        size: int | None = None,
+        *,
+        ahead: int = READ_BUFFER,
+    ) -> None:
         self.parser = FrameParser()
         self.complete = False
         self._connection = connection
         self._info = info
+        self._size = info.bytes if size is None else size
+        self._ahead = ahead
         part = "frames" if item is None else f"items/{segment(item)}"
         self._path = f"/v1/messages/{info.id}/{part}"
 
@@ -59,8 +73,8 @@ class Download:
     async def moves(self, take: Take, enough: int) -> AsyncGenerator[None]:
         """Give what arrives to ``take``, which feeds it to `parser`, in a worker thread.
 
-        Stops in between at least when ``enough`` bytes have come. Close it with ``aclosing``. Raises as
-        `pieces`, and what ``take`` raises.
+        Stops in between at least when ``enough`` bytes have come, and when ``take`` has to be called again.
+        Close it with ``aclosing``. Raises as `pieces`, and what ``take`` raises.
         """
         async with aclosing(self._attempts(partial(self._move, take, enough))) as moves:
             async for _ in moves:
@@ -92,11 +106,11 @@ class Download:
 
     async def _move(self, take: Take, enough: int, start: int) -> AsyncGenerator[None]:
         """As ``_attempt``, past the HTTP library where that can be and is worth it."""
-        if self._info.state == "open" or self._info.bytes - start >= LARGE:
+        if self._info.state == "open" or self._size - start >= LARGE:
             async with self._connection.stream(self._path, self._conditions(start)) as answer:
                 if answer is not None:
                     answer.to_skip = 0 if answer.status == 206 else start
-                    while not (answer.ended or self.complete):
+                    while answer.held or not (answer.ended or self.complete):
                         waits = await self._stay(answer, partial(answer.move, self.parser, take, enough))
                         yield
                         if waits:
@@ -104,7 +118,9 @@ class Download:
                     return
         async with aclosing(self._attempt(start)) as pieces:
             async for piece in pieces:
-                await self._connection.in_thread(partial(take, piece))
+                while await self._connection.in_thread(partial(take, piece)):
+                    yield
+                    piece = b""
                 yield
 
     async def _stay(self, answer: Answer, move: Callable[[], bool]) -> bool:
@@ -129,7 +145,11 @@ class Download:
         """The bytes from ``start`` on, for as long as one connection lasts."""
         idle = self._connection.settings.idle_timeout
         async with self._connection.request(
-            "GET", self._path, headers=self._conditions(start), read_timeout=idle
+            "GET",
+            self._path,
+            headers=self._conditions(start),
+            read_timeout=idle,
+            read_buffer=self._ahead,
         ) as response:
             # A message that is still open comes from its front: what we have of it is passed over.
             to_skip = 0 if response.status == 206 else start

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from os import PathLike
 
 from tensorbus.bus.messages import MessageInfo
+from tensorbus.streaming.arriving_relay import ArrivingRelay
 from tensorbus.streaming.container import SliceEvent
 from tensorbus.streaming.frames import Frame, FrameParser
 from tensorbus.streaming.part_file import PartFile
@@ -18,13 +19,20 @@ from .reading import Reading
 
 
 async def save_frames(
-    connection: Connection, info: MessageInfo, path: str | PathLike[str], reporter: ProgressReporter
+    connection: Connection,
+    info: MessageInfo,
+    path: str | PathLike[str],
+    reporter: ProgressReporter,
+    relay: ArrivingRelay | None = None,
 ) -> None:
     """See `Message.save_frames`."""
     file = await connection.in_thread(lambda: PartFile(path, info.bytes if info.state == "sealed" else 0))
+    if relay is not None:
+        relay.begin(file.reader())
     download = Download(connection, info)
     download.parser = _Writing(file)
-    await Reading(connection, download, _FilePass(file), reporter, info.wire_bytes, info.original_bytes).run()
+    over = _FilePass(file, relay)
+    await Reading(connection, download, over, reporter, info.wire_bytes, info.original_bytes).run()
 
 
 class _Writing(FrameParser):
@@ -49,8 +57,10 @@ class _Writing(FrameParser):
 class _FilePass:
     """A `Pass` that only checks; the file takes its place when all is there."""
 
-    def __init__(self, file: PartFile) -> None:
+    def __init__(self, file: PartFile, relay: ArrivingRelay | None) -> None:
+        self.sinks = True
         self._file = file
+        self._relay = relay
         self._checker = MessageChecker()
 
     @property
@@ -59,6 +69,8 @@ class _FilePass:
 
     def accept(self, frame: Frame) -> SliceEvent | None:
         self._checker.accept(frame)
+        if self._relay is not None:
+            self._relay.verified(frame)
         return None
 
     def finish(self) -> object:

@@ -48,7 +48,9 @@ class HeldFrames:
     async def moves(self, take: Take, enough: int) -> AsyncGenerator[None]:
         """Give the bytes to ``take``, here and now."""
         async for piece in self.pieces():
-            take(piece)
+            while take(piece):
+                yield
+                piece = b""
             yield
 
 

@@ -14,6 +14,7 @@ from tensorbus.codecs.base import Serializer, Sink
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import NotFound
+from tensorbus.streaming.arriving_relay import ArrivingRelay
 from tensorbus.streaming.byte_files import BytesFileSink
 from tensorbus.streaming.container import SliceEvent
 from tensorbus.streaming.entries import Entry, parse_entry
@@ -23,7 +24,7 @@ from tensorbus.streaming.sinks import open_file_sink, open_sink, serializer_of
 from tensorbus.streaming.specs import to_spec
 
 from .bases import Bases
-from .connection import Connection, segment
+from .connection import READ_BUFFER, Connection, segment
 from .downloads import Download
 from .frames_file import save_frames
 from .held_frames import HeldFrames, Here, entries_of
@@ -36,6 +37,11 @@ from .reading import Reading
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link
+
+
+SLICE_AHEAD = 256 << 10
+"""Bytes that may wait in memory, see `Download`, where slices are asked for one by one: perhaps of many
+messages side by side."""
 
 
 class Message:
@@ -239,12 +245,20 @@ class Message:
         )
         await reading.run()
 
-    async def save_frames(self, path: str | PathLike[str], progress: ProgressCallback | None = None) -> None:
+    async def save_frames(
+        self,
+        path: str | PathLike[str],
+        progress: ProgressCallback | None = None,
+        relay: ArrivingRelay | None = None,
+    ) -> None:
         """Write the message to a file as it came, checked but not decoded: what `RelaySource` passes on.
+
+        Args:
+            relay: passes it on meanwhile. It is neither sealed nor stopped here.
 
         Raises as `save`, but for what is wrong with its values.
         """
-        await save_frames(self._connection, self.info, path, ProgressReporter(progress))
+        await save_frames(self._connection, self.info, path, ProgressReporter(progress), relay)
 
     async def item(self, name: str, progress: ProgressCallback | None = None) -> DecodedItem:
         """One decoded item; nothing else is fetched.
@@ -300,7 +314,9 @@ class Message:
     ) -> Reading:
         """A pass that downloads what it reads, or has it here; ``blocking`` if its sink waits for a disk."""
         if self._frames is None:
-            download = Download(self._connection, self.info, item)
+            ahead = READ_BUFFER if over.sinks else SLICE_AHEAD
+            size = None if item is None else totals[1]
+            download = Download(self._connection, self.info, item, size, ahead=ahead)
             return Reading(self._connection, download, over, reporter, *totals)
         threads = self._connection if blocking else Here()
         return Reading(threads, HeldFrames(self._frames, item), over, reporter, *totals)

@@ -22,6 +22,11 @@ class Pass(Protocol):
     """One pass over frames; runs in a worker thread."""
 
     @property
+    def sinks(self) -> bool:
+        """Whether values are decoded as they come; else there are only slices."""
+        ...
+
+    @property
     def complete(self) -> bool:
         """Whether the last frame has come."""
         ...
@@ -54,6 +59,7 @@ class MessagePass:
         size: int | None,
         context: CodecContext = NO_CONTEXT,
     ) -> None:
+        self.sinks = make_sink is not None
         self._checker = MessageChecker()
         self._decoder = ContainerDecoder(self._checker, make_sink, size=size, context=context)
 
@@ -89,6 +95,7 @@ class ItemPass:
     """
 
     def __init__(self, spec: ItemSpec, sink: Sink | None, context: CodecContext = NO_CONTEXT) -> None:
+        self.sinks = sink is not None
         self._spec = spec
         self._sink = sink
         self._element = 0

@@ -9,6 +9,7 @@ from typing import TypeVar
 from tensorbus.bus import messages
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.residuals import Residuals
+from tensorbus.streaming.arriving_relay import ArrivingRelay
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.relay import RelayEncoder, RelaySource
@@ -155,6 +156,6 @@ class Publication:
 
 def _encoder(outgoing: Outgoing, context: CodecContext) -> Encoder:
     """What is encoded already is copied, whatever the pipeline says."""
-    if isinstance(outgoing.source, RelaySource):
+    if isinstance(outgoing.source, RelaySource | ArrivingRelay):
         return RelayEncoder(outgoing.source, outgoing.headers)
     return ContainerEncoder(outgoing.source, outgoing.pipeline, outgoing.headers, context=context)

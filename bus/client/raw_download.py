@@ -2,8 +2,8 @@
 
 Strategy. aiohttp brings every piece of a body to the event loop as a new object; from there it goes to a
 thread, and in the parser it is copied once more because it never is just a frame. Here a thread receives
-frame by frame into one buffer that is used again, verifies and decodes it where it lies, and goes on for as
-long as bytes flow. When none come, the loop waits, and no thread does.
+frame by frame into the parser's own room, verifies and decodes it where it lies, and goes on for as long as
+bytes flow. When none come, the loop waits, and no thread does.
 
 Only for plain HTTP: what is encrypted has to pass through the library.
 """
@@ -23,7 +23,7 @@ from tensorbus.streaming.frames import FrameParser
 from .raw_body import RawBody
 
 BUFFER = 1 << 20
-"""Bytes received at a time, at most."""
+"""Bytes received at a time, at most, of payloads that nobody keeps."""
 SMALL = 64 << 10
 """Bytes; so much is received where frames are small, many at a time. Larger ones are received one by one."""
 PATIENCE = 20
@@ -32,7 +32,10 @@ STAY = 0.5
 """Seconds that a thread goes on before it lets the event loop report and think again."""
 _LONGEST_HEAD = 64 << 10
 
-Take = Callable[[memoryview], None]
+_NOTHING = memoryview(b"")
+
+Take = Callable[[memoryview], bool]
+"""Takes bytes; says whether it has to be called again, with none, before it takes more."""
 
 
 class Answer:
@@ -41,17 +44,19 @@ class Answer:
     Attributes:
         status: 200 or 206.
         to_skip: bytes of the body that are not wanted.
+        held: what the last ``take`` of ``move`` said.
     """
 
     def __init__(self, connection: socket.socket, status: int, body: RawBody, idle_timeout: float) -> None:
         self.status = status
         self.to_skip = 0
+        self.held = False
         self._connection = connection
         self._body = body
         self._idle_timeout = idle_timeout
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._buffer = memoryview(bytearray(BUFFER))
+        self._buffer = memoryview(bytearray(SMALL))
         self._stopped = False
         self._failure: ConnectionError | None = None
 
@@ -72,15 +77,20 @@ class Answer:
     def move(self, parser: FrameParser, take: Take, enough: int) -> bool:
         """In a worker thread: give ``take`` what comes, at least ``enough`` bytes, unless nothing comes.
 
-        Returns whether to wait for more on the event loop. Raises ConnectionError, and what ``take`` raises.
+        Comes back at once when ``take`` has to be called again, which the next call of this does. Returns
+        whether to wait for more on the event loop. Raises ConnectionError, and what ``take`` raises.
         """
+        self.held = self.held and take(_NOTHING)
+        if self.held:
+            return False
         if self._failure is not None:
             raise self._failure
         until = time.monotonic() + STAY
         moved = 0
         while not self._stopped and moved < enough and time.monotonic() < until:
+            view = self._room(parser)
             try:
-                count = self._fill(self.to_skip or self._wanted(parser))
+                count = self._fill(view)
             except ConnectionError as failure:
                 # What came before counts: it is heard of first.
                 self._failure = failure
@@ -88,7 +98,9 @@ class Answer:
             if count and self.to_skip:
                 self.to_skip -= count
             elif count:
-                take(self._buffer[:count])
+                self.held = take(view[:count])
+                if self.held:
+                    return False
                 moved += count
             elif self._body.ended:
                 return False
@@ -109,18 +121,24 @@ class Answer:
         finally:
             loop.remove_reader(self._connection)
 
-    def _wanted(self, parser: FrameParser) -> int:
-        """Up to the end of a large frame's payload, or of its head; or some small frames at a time."""
-        return parser.missing if parser.large else max(parser.missing, SMALL)
+    def _room(self, parser: FrameParser) -> memoryview:
+        """For what comes next: a large frame's payload, or its head; or some small frames at a time."""
+        if self.to_skip:
+            return self._buffer[: self.to_skip]
+        if (place := parser.place()) is not None:
+            return place
+        wanted = parser.missing if parser.large else max(parser.missing, SMALL)
+        if wanted > len(self._buffer):
+            self._buffer = memoryview(bytearray(min(wanted, BUFFER)))
+        return self._buffer[:wanted]
 
-    def _fill(self, wanted: int) -> int:
-        view = self._buffer[:wanted]
+    def _fill(self, view: memoryview) -> int:
         count = 0
         while count < len(view):
             try:
                 more = self._body.receive_into(view[count:])
             except BlockingIOError:
-                # The rest of a large payload is waited for, so that it lies in the buffer as a whole.
+                # The rest of a large payload is waited for, so that it is taken as a whole.
                 if not count or len(view) <= SMALL or not self._poll.poll(PATIENCE):
                     break
                 continue

@@ -2,14 +2,14 @@
 
 Strategy. A worker receives, checks and decodes; while it does, the kernel's buffer fills, and when that is
 full, the broker is made to wait (TCP). Where the bytes come by way of the event loop, the connection reads
-the next piece meanwhile. So two pieces and one decoded slice are all there are.
+the next piece meanwhile. So two pieces and one decoded slice are all there are; and of slices that are handed
+out undecoded one frame, as it was received.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from functools import partial
 from typing import Protocol, TypeVar
 
 from tensorbus.streaming.container import SliceEvent
@@ -63,6 +63,8 @@ class Reading:
         self._total_original = total_original
         self._original = 0
         self._item: str | None = None
+        self._frames: Iterator[Frame] = iter(())
+        self._event: SliceEvent | None = None
         download.complete = over.complete
 
     async def run(self) -> object:
@@ -82,13 +84,12 @@ class Reading:
     async def slices(self) -> AsyncGenerator[SliceEvent]:
         """The slices one by one, each valid until the next is asked for."""
         try:
-            async with aclosing(self._download.pieces()) as pieces:
-                async for piece in pieces:
-                    frames = self._download.parser.feed(piece)
-                    while (
-                        event := await self._connection.in_thread(partial(self._take_one, frames))
-                    ) is not None:
+            async with aclosing(self._download.moves(self._take_next, 64 * STEP)) as moves:
+                async for _ in moves:
+                    event, self._event = self._event, None
+                    if event is not None:
                         yield event
+                        del event  # its payload is worth nothing now
                     await self._report()
             await self._connection.in_thread(self._pass.finish)
         except BaseException:
@@ -96,10 +97,18 @@ class Reading:
             raise
         await self._reporter.finish()
 
-    def _take_all(self, piece: bytes | memoryview) -> None:
+    def _take_all(self, piece: bytes | memoryview) -> bool:
         frames = self._download.parser.feed(piece)
         while self._take_one(frames) is not None:
             pass
+        return False
+
+    def _take_next(self, piece: bytes | memoryview) -> bool:
+        """Take up to the next slice; whether there is one, and perhaps more behind it."""
+        if piece:
+            self._frames = self._download.parser.feed(piece)
+        self._event = self._take_one(self._frames)
+        return self._event is not None
 
     def _take_one(self, frames: Iterator[Frame]) -> SliceEvent | None:
         """Take frames up to the next slice; None when the piece is used up."""

@@ -29,8 +29,8 @@ from .problems import Handler
 
 T = TypeVar("T")
 
-PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/{file}"})
-"""Routes that need no token: whether the broker lives, and what its API is."""
+PUBLIC = frozenset({"/", "/page/{file}", "/healthz", "/readyz", "/openapi.json", "/docs", "/docs/{file}"})
+"""Routes that need no token: whether the broker lives, what its API is, and the page, which asks for one."""
 
 
 @dataclass(frozen=True, slots=True)

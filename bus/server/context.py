@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.pushing import Push
 
 from .counters import Counters
+from .downloads import Downloads
 from .metrics import Metrics
 from .settings import ServerSettings
+from .status.board import Board
+from .status.snapshot import Looker
 
 T = TypeVar("T")
 
@@ -98,9 +102,13 @@ class Context:
     settings: ServerSettings
     tokens: TokenFile | None = None
     counters: Counters = field(default_factory=Counters)
+    downloads: Downloads = field(default_factory=Downloads)
+    started: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
     waits: Waits = field(default_factory=Waits)
     finishing: Finishing = field(default_factory=Finishing)
     metrics: Metrics = field(init=False)
+    board: Board = field(init=False)
     beginning: Counter[str] = field(default_factory=Counter[str])
     """Uploads that are about to be begun, by token; only of tokens with a limit."""
     batched: int = 0
@@ -112,6 +120,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.broker, self.counters)
+        self.board = Board(Looker(self.broker, self.counters, self.downloads, self.tokens))
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -100,7 +100,7 @@ async def _transmit(request: web.Request, response: web.StreamResponse, reader: 
     await response.prepare(request)
     # aiohttp holds the head back until there is a body; a large one does not pass through it.
     await response.write(b"")
-    with here.counters.download():
+    with here.counters.download(), here.downloads.show(reader):
         async with _sender(request, response) as sender:
             try:
                 await sender.send_frames(reader, chunked=response.chunked)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Literal, cast
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from aiohttp.http import HttpVersion11
 
 from tensorbus.bus.messages import MessageInfo, MessagePage, State
 from tensorbus.bus.topics import check_filter, check_topic
-from tensorbus.errors import TensorbusError
+from tensorbus.errors import NotFound, StoreDamaged, TensorbusError
 
 from .access import authorize, authorize_admin_of, message_for, seen, visible
 from .context import context
@@ -41,7 +42,15 @@ async def receipt(request: web.Request) -> web.Response:
     topic = check_topic(request.match_info["topic"])
     authorize(request, "publish", topic)
     key = Query(request, ("key",)).text("key", "")
-    found = await context(request).broker.receipt(topic, key)
+    broker = context(request).broker
+    found = await broker.receipt(topic, key)
+    # Who may publish a message need not be allowed to see it, and this is how he learns that it was deleted.
+    try:
+        await broker.message(found.id)
+    except NotFound:
+        found = replace(found, gone=True)
+    except StoreDamaged:
+        pass  # it is there
     return web.json_response(found.to_json())
 
 

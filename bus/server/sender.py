@@ -110,6 +110,9 @@ class SocketSender:
             MessageAborted: the publisher of a message that is being followed gave up.
             OSError: the connection broke.
         """
+        if reader.source.remote is not None:
+            await self._send_fetched(reader, chunked=chunked)
+            return
         while (span := await reader.span()) is not None:
             if reader.fd is None:
                 await self._send_body(reader, *span, chunked=chunked)
@@ -122,6 +125,17 @@ class SocketSender:
             if full:
                 await self._writable()
             await self._flush()
+        if chunked and self._until >= 0:
+            await self.send(b"\r\n")
+
+    async def _send_fetched(self, reader: Reader, *, chunked: bool) -> None:
+        """What is on another machine comes through this process's memory, a chunk at a time."""
+        async for chunk in reader:
+            if chunked:
+                await self.send(self._chunk_head(len(chunk)))
+                self._until = reader.position
+            await self.send(chunk)
+            self._meter.sent(len(chunk))
         if chunked and self._until >= 0:
             await self.send(b"\r\n")
 

@@ -22,6 +22,7 @@ from . import (
     docs_page,
     messages,
     operations,
+    page,
     policies,
     publish,
     scrub,
@@ -35,12 +36,14 @@ from .bodies import expect_later
 from .context import CONTEXT, Context
 from .drain import drain, drain_middleware
 from .expectations import expectation_middleware
+from .forwarding import Forwarding
 from .limits import LINGERING, MAX_FIELDS, MAX_LINE_BYTES, Gates, gate_middleware
 from .listener import Listener
 from .logs import REQUEST_ID, log_middleware, request_id_of
 from .problems import problem_middleware
 from .protocol import Protocol
 from .settings import ServerSettings
+from .status import handlers as status
 
 log = logging.getLogger("tensorbus.server")
 
@@ -49,7 +52,10 @@ CUT_TIMEOUT = 0.5
 
 
 def build_app(
-    broker: Broker, settings: ServerSettings, token_file: TokenFile | None = None
+    broker: Broker,
+    settings: ServerSettings,
+    token_file: TokenFile | None = None,
+    forwarding: Forwarding | None = None,
 ) -> web.Application:
     """The aiohttp application that serves ``broker``; without a ``token_file`` nobody needs a token."""
     # Bodies of messages are streamed and have the broker's own limit; client_max_size would only concern
@@ -59,6 +65,7 @@ def build_app(
         middlewares=[
             gate_middleware,
             log_middleware,
+            *(() if forwarding is None else (forwarding.middleware,)),
             audit_middleware,
             problem_middleware,
             access_middleware,
@@ -68,7 +75,7 @@ def build_app(
     )
     app[CONTEXT] = Context(broker, settings, token_file)
     published = (publish, batch, tus, messages, consumers, streams, dead)
-    for part in (*published, policies, scrub, tokens, operations, docs_page):
+    for part in (*published, policies, scrub, tokens, operations, status, page, docs_page):
         for route in part.routes:
             # Handlers answer `Expect: 100-continue` themselves, after their checks.
             if isinstance(route, web.RouteDef):
@@ -86,11 +93,17 @@ class Server:
 
     Args:
         token_file: who may do what; while it does not exist, or is None, nobody is asked for a token.
+        forwarding: to another broker of the same store, if there may be others.
     """
 
     def __init__(
-        self, broker: Broker, settings: ServerSettings | None = None, token_file: TokenFile | None = None
+        self,
+        broker: Broker,
+        settings: ServerSettings | None = None,
+        token_file: TokenFile | None = None,
+        forwarding: Forwarding | None = None,
     ) -> None:
+        self._forwarding = forwarding
         self._broker = broker
         self._settings = settings or ServerSettings()
         self._token_file = token_file
@@ -107,6 +120,13 @@ class Server:
         host, port = self._listener.address
         scheme = "http" if self._settings.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    @property
+    def port(self) -> int:
+        """The port that it really listens on."""
+        if self._listener is None:
+            raise RuntimeError("the server is not running")
+        return self._listener.address[1]
 
     @property
     def asks_for_tokens(self) -> bool:
@@ -134,7 +154,7 @@ class Server:
             self._token_file.tokens()
         tls = None if settings.tls is None else settings.tls.context()
         self._runner = web.AppRunner(
-            build_app(self._broker, settings, self._token_file),
+            build_app(self._broker, settings, self._token_file, self._forwarding),
             # Cancels a handler when its client leaves: long polls, uploads and followers end at once.
             handler_cancellation=True,
             # aiohttp waits this long for handlers to end, and once more for their requests to break off.

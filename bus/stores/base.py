@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.damage import Damage
@@ -248,6 +248,12 @@ class FrameFile(ABC):
     def sync(self) -> None:
         """What was appended before this call is on stable storage when it returns. Raises as ``append``."""
 
+    def rest(self) -> None:  # noqa: B027 - most files have nothing to do for it
+        """Nothing is appended for a while: what was is where the next process finds it.
+
+        Raises as ``append``.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Nothing more will be written; the frames stay. Idempotent."""
@@ -257,8 +263,34 @@ class FrameFile(ABC):
         """Close it and remove the frames."""
 
 
+class RemoteFrames(Protocol):
+    """The frames of one message somewhere else than in a file. Blocks; one thread at a time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes there are now."""
+        ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on, as far as there are bytes; how many. Raises StorageError."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is read. Idempotent."""
+        ...
+
+
 class Store(ABC):
     """Frames and rows on stable storage."""
+
+    @property
+    def leading(self) -> bool:
+        """Whether the broker of this process decides; where several share a store, one of them does."""
+        return True
+
+    async def lead(self) -> list[StoredConsumer] | None:
+        """Decide from now on: the consumers, as ``start``. None if another broker was faster."""
+        return []
 
     @abstractmethod
     async def start(self, sync: Sync = "always") -> list[StoredConsumer]:
@@ -314,7 +346,7 @@ class Store(ABC):
         """Damaged messages by seq, behind ``after``."""
 
     @abstractmethod
-    def open_quarantined(self, message_id: str, size: int) -> int:
+    def open_quarantined(self, message_id: str, size: int) -> int | bytes | RemoteFrames:
         """A descriptor of the file that was put aside; blocks. Raises StoreDamaged as ``open_frames``."""
 
     @abstractmethod
@@ -332,8 +364,9 @@ class Store(ABC):
         """An empty run of frames. Raises StorageFull, StorageError."""
 
     @abstractmethod
-    def open_frames(self, message_id: str, size: int | None) -> int | bytes:
-        """A message's frames: a read-only descriptor, which outlives their removal, or the bytes themselves.
+    def open_frames(self, message_id: str, size: int | None) -> int | bytes | RemoteFrames:
+        """A message's frames: a read-only descriptor, which outlives their removal, the bytes themselves, or
+        where to get them from.
 
         Raises:
             StoreDamaged: a sealed message (``size`` in bytes) has no frames, or of another size.

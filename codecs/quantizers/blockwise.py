@@ -43,6 +43,10 @@ class AbsmaxFormat(Protocol):
         """The absmax of the blocks ``first`` to ``last``, at most ``PIECE``, of ``blocks`` in all."""
         ...
 
+    def cut(self, first: int, last: int, blocks: int, stored: Bytes) -> tuple[Bytes, ...]:
+        """What is written of the blocks ``first`` to ``last`` if there are no others."""
+        ...
+
 
 class PlainAbsmax:
     """One float32 for each block."""
@@ -55,6 +59,9 @@ class PlainAbsmax:
 
     def read(self, first: int, last: int, blocks: int, stored: Bytes) -> Floats:
         return stored[4 * first : 4 * last].view(np.float32)
+
+    def cut(self, first: int, last: int, blocks: int, stored: Bytes) -> tuple[Bytes, ...]:
+        return (stored[4 * first : 4 * last],)
 
 
 class BlockwiseQuantizer(Quantizer):
@@ -75,7 +82,7 @@ class BlockwiseQuantizer(Quantizer):
             allowed = ", ".join(map(str, self.blocksizes))
             raise InvalidSpecification(f"{self.name} has block sizes {allowed}, not {blocksize!r:.80}")
         self.block = blocksize
-        self.blocksize = blocksize
+        self.blocksize = self.grain = blocksize
 
     def config(self) -> dict[str, object]:
         return {"name": self.name, "blocksize": self.block}
@@ -108,6 +115,12 @@ class BlockwiseQuantizer(Quantizer):
         for start, stop, codes, absmax in self._split(payload, accumulator.size, dtype):
             kernels.accumulate(codes, absmax, dtype, self.block, accumulator[start:stop], weight)
 
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        codes, stored = self._fields(payload, count, dtype)
+        blocks = start // self.block, self._blocks(stop), self._blocks(count)
+        parts = self.absmax_format.cut(*blocks, stored)
+        return np.concatenate([self._codes(codes, start, stop), *parts]).data
+
     def _kernels(self) -> NativeBlocks | PortableBlocks:
         library = native()
         return PortableBlocks(self.code) if library is None else native_blocks(library, self.kernel)
@@ -116,17 +129,22 @@ class BlockwiseQuantizer(Quantizer):
         self, payload: memoryview, count: int, dtype: DType
     ) -> Iterator[tuple[int, int, Bytes, Floats]]:
         """The runs of a payload: first element, behind the last, codes and absmax."""
-        if payload.nbytes != self.encoded_size(count, dtype):
-            raise PayloadMismatch(
-                f"{self.name} payload of {payload.nbytes} bytes; {count} elements take "
-                f"{self.encoded_size(count, dtype)}"
-            )
-        codes, stored = np.split(as_bytes(payload), [self.code.nbytes(count)])
+        codes, stored = self._fields(payload, count, dtype)
         for start, stop in self._runs(count):
             first = start // self.block
             last = first + self._blocks(stop - start)
             absmax = self.absmax_format.read(first, last, self._blocks(count), stored)
             yield start, stop, self._codes(codes, start, stop), absmax
+
+    def _fields(self, payload: memoryview, count: int, dtype: DType) -> tuple[Bytes, Bytes]:
+        """The codes and what is stored of the absmax."""
+        if payload.nbytes != self.encoded_size(count, dtype):
+            raise PayloadMismatch(
+                f"{self.name} payload of {payload.nbytes} bytes; {count} elements take "
+                f"{self.encoded_size(count, dtype)}"
+            )
+        both, end = as_bytes(payload), self.code.nbytes(count)
+        return both[:end], both[end:]
 
     def _runs(self, count: int) -> Iterator[tuple[int, int]]:
         """The bounds of runs of ``PIECE`` blocks: the absmax of one fit into a scratch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,19 @@ class EvenSteps:
                 narrow(values, dtype, rounded)
                 values = widen(rounded, dtype)
             add_weighted(values, accumulator[start:stop], weight)
+
+    def cut(self, payload: memoryview, count: int, start: int, stop: int) -> memoryview:
+        """As Quantizer.cut, at multiples of ``GROUP``."""
+        rest = as_bytes(payload)
+        at = begin = 0
+        try:
+            for first in range(0, stop, GROUP):
+                begin = at if first == start else begin
+                at += self._places(rest[at:], min(GROUP, count - first)).end
+        except _Malformed:
+            raise _mismatch(payload, count) from None
+        # What stands behind the last group is found out when that is decoded.
+        return payload[begin:] if stop == count else payload[begin:at]
 
     def _escapes(self, count: int) -> int:
         """Escapes of a block at most: the squares of more would add up to more than the root mean square."""
@@ -199,11 +213,25 @@ class EvenSteps:
             if rest.size:
                 raise _Malformed
         except _Malformed:
-            message = f"{payload.nbytes} bytes are no uniform payload of {count} elements"
-            raise PayloadMismatch(message) from None
+            raise _mismatch(payload, count) from None
 
     def _open_group(self, payload: Bytes, count: int) -> tuple[int, Iterator[tuple[int, int, Floats]]]:
         """The bytes of the group at the start of ``payload``, and its pieces."""
+        places = self._places(payload, count)
+        scales, sizes = places.scales, places.sizes
+        escapes = payload[places.escapes : places.symbols].view(ESCAPE)
+        indices = escapes["index"].astype(np.int64)
+        if indices.size and (indices[-1] >= count or (np.diff(indices) <= 0).any()):
+            raise _Malformed
+        coded = int(sizes.sum())
+        symbols = group_symbols()[:coded]
+        if coded:
+            huffman.decode(payload[places.symbols : places.end].data, coded, symbols)
+        packed = payload[places.low : places.escapes]
+        return places.end, self._group_pieces(count, scales, sizes, packed, escapes, symbols)
+
+    def _places(self, payload: Bytes, count: int) -> _Places:
+        """Where the parts of the group are that begins with ``payload``."""
         blocks = -(-count // BLOCK)
         low = HEAD + 4 * blocks
         if payload.size < low:
@@ -213,19 +241,11 @@ class EvenSteps:
         sizes = np.full(blocks, BLOCK)
         sizes[-1] = count - BLOCK * (blocks - 1)
         sizes[scales == 0] = 0
-        escape = low + int((-(-sizes * self.low_bits // 8)).sum())
-        symbol = escape + ESCAPE.itemsize * number
-        coded, end = int(sizes.sum()), symbol + written
-        if payload.size < end or (written and not coded):
+        escapes = low + int((-(-sizes * self.low_bits // 8)).sum())
+        symbols = escapes + ESCAPE.itemsize * number
+        if payload.size < symbols + written or (written and not sizes.any()):
             raise _Malformed
-        escapes = payload[escape:symbol].view(ESCAPE)
-        places = escapes["index"].astype(np.int64)
-        if number and (places[-1] >= count or (np.diff(places) <= 0).any()):
-            raise _Malformed
-        symbols = group_symbols()[:coded]
-        if coded:
-            huffman.decode(payload[symbol:end].data, coded, symbols)
-        return end, self._group_pieces(count, scales, sizes, payload[low:escape], escapes, symbols)
+        return _Places(scales, sizes, low, escapes, symbols, symbols + written)
 
     def _group_pieces(
         self,
@@ -260,5 +280,21 @@ class EvenSteps:
         return (packed >> shifts & np.uint8((1 << self.low_bits) - 1)).reshape(-1)[:count]
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Of a group: the scales, how many values of each block are coded, and where its other parts begin."""
+
+    scales: Floats
+    sizes: npt.NDArray[np.int64]
+    low: int
+    escapes: int
+    symbols: int
+    end: int
+
+
 class _Malformed(Exception):
     """The payload is none of that many values."""
+
+
+def _mismatch(payload: memoryview, count: int) -> PayloadMismatch:
+    return PayloadMismatch(f"{payload.nbytes} bytes are no uniform payload of {count} elements")

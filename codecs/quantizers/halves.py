@@ -31,6 +31,7 @@ class HalfQuantizer(Quantizer):
     """
 
     clips = True
+    grain = 1
 
     half: ClassVar[DType]
     """The 16-bit dtype."""
@@ -65,6 +66,10 @@ class HalfQuantizer(Quantizer):
 
     def accumulate(self, payload: memoryview, dtype: DType, accumulator: Accumulator, weight: float) -> None:
         accumulate(self._codes(payload, accumulator.size), self.half, accumulator, weight)
+
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        self._codes(payload, count)
+        return payload[2 * start : 2 * stop]
 
     def _encode_piece(self, piece: Bytes, dtype: DType, out: Bytes) -> int:
         values: FloatArray = piece.view(np.float64) if dtype.name == "float64" else piece.view(np.float32)

@@ -80,7 +80,7 @@ class Lloyd(Quantizer):
             allowed = ", ".join(map(str, BLOCKSIZES))
             raise InvalidSpecification(f"lloyd has block sizes {allowed}, not {blocksize!r:.80}")
         self.bits = bits
-        self.blocksize = blocksize
+        self.blocksize = self.grain = blocksize
         levels = np.array(LEVELS[bits])
         self._levels = levels.astype(np.float32)
         self._thresholds = np.append(0, (levels[:-1] + levels[1:]) / 2).astype(np.float32)
@@ -163,6 +163,10 @@ class Lloyd(Quantizer):
                 narrow(values, dtype, rounded)
                 values = widen(rounded, dtype)
             add_weighted(values, accumulator[start:stop], weight)
+
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        self._check(payload, count, dtype)
+        return payload[self.encoded_size(start, dtype) : self.encoded_size(stop, dtype)]
 
     def _block_bytes(self, count: int) -> int:
         return 4 + self.bits * ((count + 7) // 8)

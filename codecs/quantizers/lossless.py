@@ -50,6 +50,7 @@ class Lossless(Quantizer):
     fixed_size = False
     exact = True
     blocksize = 4096
+    grain = GROUP
 
     def config(self) -> dict[str, object]:
         return {"name": self.name}
@@ -121,6 +122,17 @@ class Lossless(Quantizer):
             numbers = np.empty((stop - start, dtype.itemsize), np.uint8)
             _join(planes, numbers)
             accumulate(numbers.reshape(-1), dtype, accumulator[start:stop], weight)
+
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        at = begin = 0
+        for first, _ in _groups(min(stop, count)):
+            begin = at if first == start else begin
+            for _ in range(dtype.itemsize):
+                at += HEAD + int.from_bytes(payload[at : at + HEAD], "little")
+        if at > payload.nbytes:
+            raise _malformed(payload, count)
+        # What stands behind the last group is found out when that is decoded.
+        return payload[begin:] if stop == count else payload[begin:at]
 
 
 def _memory() -> npt.NDArray[np.uint64]:

@@ -58,6 +58,10 @@ class DoubleQuantisedAbsmax:
         # Rounding can carry a small absmax below 0, or one near the end of float32 beyond it.
         return np.clip(absmax, 0, LARGEST, out=absmax)
 
+    def cut(self, first: int, last: int, blocks: int, stored: Bytes) -> tuple[Bytes, ...]:
+        means, scales, codes = _fields(stored, first, last, blocks)
+        return means.view(np.uint8), scales.view(np.uint8), codes
+
 
 class NF4DQ(BlockwiseQuantizer):
     """4.127 bits a value: 12.90 % of float32, at the error of nf4."""
@@ -70,7 +74,7 @@ class NF4DQ(BlockwiseQuantizer):
 
     def __init__(self) -> None:
         super().__init__(BLOCK)
-        self.blocksize = BLOCK * GROUP
+        self.blocksize = self.grain = BLOCK * GROUP
 
     def config(self) -> dict[str, object]:
         return {"name": self.name}

@@ -31,6 +31,7 @@ class NoQuantizer(Quantizer):
 
     name = "none"
     exact = True
+    grain = 1
 
     def config(self) -> dict[str, object]:
         return {"name": self.name}
@@ -63,6 +64,10 @@ class NoQuantizer(Quantizer):
             _accumulate_whole(source, _WHOLE[dtype.name], accumulator, weight)
         else:
             raise UnsupportedDtype(f"{dtype} cannot be summed; convert it to a wider type, or leave it out")
+
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        _require_size(payload, count * dtype.itemsize)
+        return payload[start * dtype.itemsize : stop * dtype.itemsize]
 
 
 def _accumulate_whole(

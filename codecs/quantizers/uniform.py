@@ -52,7 +52,7 @@ from tensorbus.codecs.kernels import declaring, native, pointer
 from tensorbus.codecs.kernels.numbers import DTYPE_NUMBERS, NON_FINITE, sum_number
 from tensorbus.errors import CodecError, InvalidSpecification, NonFiniteValues, PayloadMismatch
 
-from .even_steps import BLOCK, EvenSteps, group_symbols
+from .even_steps import BLOCK, GROUP, EvenSteps, group_symbols
 
 FINEST, COARSEST = 0.01, 2.5
 
@@ -68,6 +68,7 @@ class Uniform(Quantizer):
     primary = "step"
     fixed_size = False
     blocksize = BLOCK
+    grain = GROUP
 
     def __init__(self, step: float = 0.319) -> None:
         if type(step) not in (int, float) or not FINEST <= step <= COARSEST:
@@ -136,6 +137,9 @@ class Uniform(Quantizer):
             weight,
         )
         _check(result, payload, accumulator.size)
+
+    def cut(self, payload: memoryview, dtype: DType, count: int, start: int, stop: int) -> memoryview:
+        return self._even.cut(payload, count, start, stop)
 
 
 def _check(result: int, payload: memoryview, count: int) -> None:

@@ -65,6 +65,7 @@ class Delta(Stage):
 class _DeltaCodec(StagedCodec):
     def __init__(self, stage: Delta, inner: SliceCodec, spec: ItemSpec, context: CodecContext) -> None:
         super().__init__(stage, inner, spec.dtype)
+        self.grain = inner.grain
         self.base = stage.base
         self._spec = spec
         self._context = context

@@ -89,6 +89,7 @@ class RotatedCodec(StagedCodec):
         super().__init__(rotation, inner, dtype)
         self.rotation = rotation
         self.blocksize = math.lcm(rotation.blocksize, inner.blocksize)
+        self.grain = math.lcm(rotation.blocksize, inner.grain)  # 0 stays 0
 
     def encode(self, source: memoryview, offset: int, out: memoryview) -> Encoded:
         count = element_count(source, self.dtype)

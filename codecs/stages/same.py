@@ -62,6 +62,7 @@ class Same(Stage):
 class _SameCodec(StagedCodec):
     def __init__(self, stage: Same, inner: SliceCodec, spec: ItemSpec, context: CodecContext) -> None:
         super().__init__(stage, inner, spec.dtype)
+        self.grain = inner.grain
         self.base = stage.base
         self.fixed_size = False
         self.spec = spec
@@ -116,6 +117,7 @@ class _Change(StagedCodec):
     def __init__(self, codec: _SameCodec) -> None:
         summed = "float32" if codec.dtype.name in QUANTISABLE and codec.dtype.name != "float64" else "float64"
         super().__init__(codec.stage, codec.inner, DTYPES[summed])
+        self.grain = codec.grain
         self.base = codec.base
         self._codec = codec
 

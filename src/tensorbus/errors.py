@@ -272,6 +272,12 @@ class BrokerUnavailable(TensorbusError, ConnectionError):
     slug = "broker-unavailable"
 
 
+class StoreUnavailable(BrokerUnavailable, StorageError):
+    """The servers that keep the messages do not answer; nothing is lost, the same request succeeds later."""
+
+    slug = "store-unavailable"
+
+
 class UntrustedPeer(TensorbusError, ConnectionError):
     """The client does not trust the broker's certificate, or the broker not the client's."""
 

@@ -73,6 +73,11 @@ expected-statuses = [400, 401, 403, 412]
 include-operation-id = "ensureConsumer"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 409, 413]
 
+# "new" wants a limit beside it.
+[[operations]]
+include-operation-id = "putPolicy"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 409, 413]
+
 # One of two fields, and the shape of a field's text: more than JSON Schema is told here.
 [[operations]]
 include-operation-id = ["createUpload", "patchUpload", "overrideUpload"]

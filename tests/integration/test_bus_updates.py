@@ -85,7 +85,7 @@ async def test_the_sums_of_a_region_come_over_the_broker_exactly(bus: Client) ->
         await flat.add(update, told, lambda _: None)
         await (root if at == 1 else region).add(update, told, lambda _: None)
     sums = await stored(bus, ItemSource("numpy", region.partial()))
-    await root.add(sums, Contribution(sums.id, "r", 1, 1.0, "", partial=True), lambda _: None)
+    await root.add(sums, Contribution(sums.id, "r", 1, 0.1 + 2.1, "", partial=True), lambda _: None)
     assert values(await root.close(model, find)) == values(await flat.close(model, find))
     for reducer in (flat, region, root):
         await reducer.aclose()

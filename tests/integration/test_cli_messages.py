@@ -256,9 +256,11 @@ async def test_a_broker_that_is_away_has_a_code_of_its_own() -> None:
     assert "Traceback" not in outcome.err
 
 
-async def test_a_token_is_sent() -> None:
-    """--token and TENSORBUS_TOKEN reach the broker as a bearer token."""
+async def test_a_token_is_sent(tmp_path: Path) -> None:
+    """--token, --token-file and their variables reach the broker as a bearer token; not two at once."""
     seen: list[str] = []
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "two").write_text("one two\n")
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -270,9 +272,16 @@ async def test_a_token_is_sent() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        outcome = await _run("topics", environment={"TENSORBUS_URL": url, "TENSORBUS_TOKEN": "secret"})
-    assert (outcome.code, seen) == (1, ["Authorization: Bearer secret"])
-    assert "secret" not in outcome.err
+        for variable, value in (("TENSORBUS_TOKEN", "secret"), ("TENSORBUS_TOKEN_FILE", f"{tmp_path}/token")):
+            seen.clear()
+            outcome = await _run("topics", environment={"TENSORBUS_URL": url, variable: value})
+            assert (outcome.code, seen) == (1, ["Authorization: Bearer secret"])
+            assert "secret" not in outcome.err
+    both = await _run("topics", "--token", "a", "--token-file", str(tmp_path / "token"), environment={})
+    assert (both.code, "not both" in both.err) == (2, True)
+    for name, code in (("two", 1), ("none", 2)):
+        wrong = await _run("topics", "--token-file", str(tmp_path / name), environment={})
+        assert (wrong.code, str(tmp_path / name) in wrong.err) == (code, True)
 
 
 async def test_progress_is_shown_to_people_only(url: str, tmp_path: Path) -> None:

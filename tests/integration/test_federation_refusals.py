@@ -25,10 +25,12 @@ from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.streaming.base_files import open_base
+from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.entries import Entry
 from tensorbus.streaming.frames import Kind, encode_frame
 from tensorbus.streaming.headers import Envelope, HeaderValue, SliceHeader
 from tensorbus.streaming.packing import pack, pack_array
+from tensorbus.streaming.sources import open_source
 from tensorbus.streaming.tally import Tally
 
 LENGTH = 600_000
@@ -315,3 +317,24 @@ async def holds(model: GlobalModel, value: float) -> None:
     got = cast("dict[str, npt.NDArray[np.float32]]", await model.load())
     for name, expected in update(value).items():
         np.testing.assert_array_equal(got[name], expected)
+
+
+async def test_an_update_in_crumbs_is_refused_before_it_is_read(bus: Client) -> None:
+    """Each slice costs the same, however small: a million of them would keep all others waiting."""
+    container = {"w": np.zeros(40_000, np.float32)}
+    await bus.publish("fl.sft.seed", container)
+    watch = Watch()
+    spec = JobSpec("sft", sites=1, rounds=1, quorum=1, deadline=600)
+    run = asyncio.ensure_future(Aggregator(bus, spec, init=None, listener=watch).run())
+    headers = UpdateHeaders("bad", 1, 1).to_headers("sft")
+    encoder = ContainerEncoder(open_source(container), Pipeline.parse(None), headers, frame_bytes=100)
+    room = memoryview(bytearray(100))
+    frames = [frame.head + bytes(frame.payload) for frame in encoder.frames(lambda: room)]
+    assert len(frames) > 4200
+    await post(bus, b"".join(frames))
+    async with asyncio.timeout(30):
+        refused = await watch.seen("refused")
+        assert "frames" in str(refused.fields["reason"])
+        assert not [event for event in watch.events if event.name == "folding"]
+        await submit(bus, "good", container)
+        await run

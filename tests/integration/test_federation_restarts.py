@@ -238,6 +238,31 @@ async def test_a_roster_of_which_an_update_is_gone_is_superseded(bus: Client) ->
     assert [event.fields["sites"] for event in told if event.name == "closing"] == [["a", "c"]]
 
 
+async def test_a_roster_that_a_new_reducer_cannot_do_with_is_superseded(bus: Client) -> None:
+    """The restart asks for Krum, which needs five; the round is open again until there are so many."""
+    spec = replace(SPEC, rounds=1)
+    await bus.publish("fl.sft.seed", state(99))
+    process = await start(bus, spec, "after-close", "1")
+    told: list[Event] = []
+    async with asyncio.timeout(PATIENCE):
+        await until_model(bus, 1)
+        await submit(bus, "a", 1, 1)
+        await submit(bus, "b", 1, 1)
+        await process.communicate()
+        krum = replace(spec, sites=5, quorum=5, reducer="krum:1")
+        job = asyncio.create_task(Aggregator(bus, krum, init=None, listener=told.append).run())
+        while not any(event.name == "reopened" for event in told):
+            assert not job.done()
+            await asyncio.sleep(0.01)
+        for site in ("c", "d", "e"):
+            await submit(bus, site, 1, 1)
+        await job
+    for name, values in (await final_model(bus)).items():
+        np.testing.assert_allclose(values, state(1)[name], rtol=1e-6)
+    closed = [event.fields["updates"] for event in told if event.name == "closing"]
+    assert closed == [2, 5]
+
+
 async def test_a_restart_does_not_begin_the_deadline_anew(bus: Client) -> None:
     """The round was open for longer than its deadline when the aggregator was killed."""
     spec = replace(SPEC, rounds=1, quorum=1, deadline=3.0)

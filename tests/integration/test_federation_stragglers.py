@@ -14,6 +14,7 @@ import pytest
 
 from tensorbus.aggregator.control import give_order
 from tensorbus.aggregator.events import Event
+from tensorbus.aggregator.headers import UpdateHeaders
 from tensorbus.aggregator.job import JobSpec, site_consumer
 from tensorbus.aggregator.models import GlobalModel
 from tensorbus.aggregator.participant import Participant, Task
@@ -210,7 +211,11 @@ async def test_an_update_that_comes_before_its_site_steps_in_is_put_off_and_coun
     bus: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A site goes by its own clock, here one that is far ahead: its only update is not lost."""
-    monkeypatch.setattr("tensorbus.aggregator.participant.drawn_after", lambda *_: 0)
+
+    def at_once(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr("tensorbus.aggregator.participant.drawn_after", at_once)
     told: list[Event] = []
     spec = replace(SPEC, sites=1, quorum=1, select=0.01, rounds=1, deadline=0.5)
     name = next(name for name in map("site-{}".format, range(50)) if drawn_after("sft", 1, name, 0.01) == 3)
@@ -222,6 +227,22 @@ async def test_an_update_that_comes_before_its_site_steps_in_is_put_off_and_coun
     names = [event.name for event in told]
     assert names.index("overdue") < names.index("folded")
     assert "ignored" not in names
+
+
+async def test_updates_that_are_put_off_do_not_keep_others_out(bus: Client) -> None:
+    """One that was not drawn sends many; one that was comes last. The deadline is ten minutes away."""
+    told: list[Event] = []
+    spec = replace(SPEC, sites=1, quorum=1, select=0.5, rounds=1)
+    names = {is_selected("sft", 1, name, 0.5): name for name in map("site-{}".format, range(20))}
+    headers = UpdateHeaders(names[False], 1, 1).to_headers("sft")
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        for _ in range(40):
+            await bus.publish("fl.sft.updates", model(9), headers=headers)
+        await seen(told, "ignored", 39)
+        task = await anext(Participant(bus, job="sft", site=names[True]).rounds())
+        await task.submit(model(1), num_examples=1)
+        assert await values(await run) == 1
 
 
 async def test_buffered_rounds_take_so_many_updates_whoever_they_are_from(
@@ -259,3 +280,80 @@ async def test_a_site_may_send_only_the_tensors_that_it_trained(
             await task.submit(update, num_examples=1)
         final = await run
         assert (await values(final, "w"), await values(final, "v")) == (3, 0)
+
+
+async def test_a_round_that_all_sit_out_says_why_it_waits_and_ends_when_one_changes_its_mind(
+    bus: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that declined is asked again when the deadline has passed without a quorum."""
+    monkeypatch.setattr("tensorbus.aggregator.participant.LOOK_AGAIN", 0.1)
+    told: list[Event] = []
+    spec = replace(SPEC, rounds=1, deadline=0.5)
+    given: dict[str, int] = {}
+
+    async def site(name: str) -> None:
+        async for task in Participant(bus, job="sft", site=name).rounds():
+            given[name] = given.get(name, 0) + 1
+            if given[name] < 3:
+                await task.decline("night")
+            else:
+                await task.submit(model(len(name)), num_examples=1)
+
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        await asyncio.gather(site("a"), site("b22"))
+        assert await values(await run) == 2
+    assert given == {"a": 3, "b22": 3}
+    overdue = next(event for event in told if event.name == "overdue")
+    assert (overdue.fields["declined"], overdue.fields["quorum"]) == (["a", "b22"], 2)
+    assert "no other site is expected" in str(overdue.fields["reason"])
+
+
+async def test_a_site_that_leaves_comes_back_and_leaves_again_in_one_round_is_heard_each_time(
+    bus: Client,
+) -> None:
+    """Its update counts; the next round does not wait for it."""
+    told: list[Event] = []
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, replace(SPEC, quorum="100%"), told)
+        a = Participant(bus, job="sft", site="a").rounds()
+        task = await anext(a)
+        await Participant(bus, job="sft", site="b").leave("for a moment")
+        back = Participant(bus, job="sft", site="b")
+        await (await anext(back.rounds())).submit(model(3), num_examples=1)
+        await seen(told, "folded")
+        await back.leave("for good")
+        await seen(told, "declined", 2)
+        await task.submit(model(1), num_examples=1)
+        task = await anext(a)
+        await task.submit(model(7), num_examples=1)
+        assert await values(await run) == 7
+    assert [event.fields["left"] for event in told if event.name == "closing"] == [["b"], ["b"]]
+
+
+async def test_of_fewer_sites_than_a_buffer_holds_all_make_a_version(bus: Client) -> None:
+    """Four updates would be one; one of the three sites has left, and the deadline is ten minutes away."""
+    told: list[Event] = []
+    spec = replace(SPEC, sites=3, rounds=1, mode="buffered", buffer=4, quorum="100%")
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        await seen(told, "round")
+        for name, value in (("a", 2), ("b", 4)):
+            task = await anext(Participant(bus, job="sft", site=name).rounds())
+            await task.submit(model(value), num_examples=1)
+        await seen(told, "folded", 2)
+        assert not [event for event in told if event.name == "closing"]
+        await Participant(bus, job="sft", site="c").leave()
+        assert await values(await run) == 3
+
+
+async def test_the_deadline_closes_a_buffered_version_with_the_quorum(bus: Client) -> None:
+    """One of the sites has died, and will never fill the buffer."""
+    told: list[Event] = []
+    spec = replace(SPEC, sites=3, rounds=1, mode="buffered", buffer=3, quorum=2, deadline=1.0)
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:
+        run = aggregate(theirs, spec, told)
+        for name, value in (("a", 2), ("b", 4)):
+            task = await anext(Participant(bus, job="sft", site=name).rounds())
+            await task.submit(model(value), num_examples=1)
+        assert await values(await run) == 3

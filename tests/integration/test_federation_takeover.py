@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from tensorbus.aggregator import inbox as inboxes
+from tensorbus.aggregator.claim import Claim
+from tensorbus.aggregator.control import Switch, following, give_order, orders_of
 from tensorbus.aggregator.inbox import Inbox
-from tensorbus.aggregator.job import updates_consumer, updates_topic
+from tensorbus.aggregator.job import (
+    claims_topic,
+    rounds_consumer,
+    rounds_topic,
+    updates_consumer,
+    updates_topic,
+)
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import JobError
@@ -63,3 +71,45 @@ async def test_it_looks_now_and_then_also_while_messages_come(
             await other.publish(TOPIC, b"an update")
             with pytest.raises(JobError, match="taken over"):
                 await received(inbox)
+
+
+async def test_of_two_that_begin_at_once_the_later_claim_has_the_job(bus: Client) -> None:
+    """Both work with a consumer that one of them made just before it looked: it tells neither whose it is."""
+    first, second = Claim(bus, JOB), Claim(bus, JOB)
+    async with asyncio.timeout(PATIENCE), Client(bus.url) as other:
+        await first.hold()
+        async with bus.subscribe(TOPIC, consumer=CONSUMER) as mine:
+            await second.hold()
+            await bus.delete_consumer(CONSUMER)
+            async with other.subscribe(TOPIC, consumer=CONSUMER) as theirs:
+                with pytest.raises(JobError, match="taken over"):
+                    await Inbox(bus, mine, JOB, first).__aenter__()
+                async with Inbox(other, theirs, JOB, second) as inbox:
+                    await inbox.check()
+                    with pytest.raises(JobError, match="taken over"):
+                        await first.hold()  # as a session that begins again does
+                    await second.hold()
+        assert [info.headers["kind"] async for info in bus.messages(claims_topic(JOB))] == ["claim"]
+        await second.drop()
+        assert [info async for info in bus.messages(claims_topic(JOB))] == []
+
+
+async def test_an_order_is_left_to_whoever_has_the_job_now(bus: Client) -> None:
+    """The consumer of orders has one name for all aggregators as well."""
+    first, second = Claim(bus, JOB), Claim(bus, JOB)
+    switch = Switch()
+    async with asyncio.timeout(PATIENCE):
+        await first.hold()
+        async with orders_of(bus, JOB) as orders, following(switch, orders, first):
+            await second.hold()
+            await give_order(bus, JOB, "cancel")
+            while (await bus.consumer(rounds_consumer(JOB))).ack_pending == 0:
+                await asyncio.sleep(0.01)
+        async with (
+            Client(bus.url) as other,
+            other.subscribe(
+                rounds_topic(JOB), consumer=rounds_consumer(JOB), start="new", prefetch=16
+            ) as orders,
+        ):
+            assert (await anext(orders)).headers["action"] == "cancel"
+    switch.check()

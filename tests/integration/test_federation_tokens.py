@@ -48,9 +48,9 @@ async def test_each_can_do_its_part_and_a_site_no_more(tmp_path: Path) -> None:
         Client(url, roots) as root,
     ):
         await root.publish("fl.sft.seed", {"weight": np.zeros(4, np.float32)})
-        spec = JobSpec(job="sft", sites=1, rounds=2, quorum=1, deadline=60)
+        spec = JobSpec(job="sft", sites=1, rounds=2, quorum=1, deadline=60, own_topics=True)
         aggregator = Aggregator(above, spec, init=None, listener=lambda _: None)
-        participant = Participant(below, job="sft", site="a")
+        participant = Participant(below, job="sft", site="site-a")
 
         async def take_part() -> dict[str, Any]:
             async for task in participant.rounds():
@@ -60,7 +60,7 @@ async def test_each_can_do_its_part_and_a_site_no_more(tmp_path: Path) -> None:
 
         _, final = await asyncio.wait_for(asyncio.gather(aggregator.run(), take_part()), 60)
         assert final["weight"].tolist() == [2.0] * 4
-        for topic in ("fl.sft.model", "fl.sft.rounds", "fl.other.updates"):
+        for topic in ("fl.sft.model", "fl.sft.rounds", "fl.sft.updates", "fl.other.updates"):
             with pytest.raises(Forbidden):
                 await below.publish(topic, {"weight": np.ones(4, np.float32)})
         left = [info.topic async for info in root.messages("fl.>")]

@@ -426,7 +426,7 @@ async def test_a_region_that_cannot_work_says_so(
         await run()
     root.cancel()
     await asyncio.wait([root])
-    assert [info async for info in pair.lower.messages()] == []
+    assert {info.topic async for info in pair.lower.messages()} <= {"fl.eu.claims"}
 
 
 async def test_the_command_runs_a_region(pair: Pair) -> None:

@@ -58,7 +58,7 @@ async def test_a_stored_key_is_answered_with_its_receipt_also_when_the_message_i
     assert await asked(http) == (200, stored | {"duplicate": True})
     async with http.delete(f"/v1/messages/{stored['id']}") as answer:
         assert answer.status == 204
-    assert await asked(http) == (200, stored | {"duplicate": True})
+    assert await asked(http) == (200, stored | {"duplicate": True, "gone": True})
 
 
 async def test_a_key_that_was_never_stored_is_not_found(http: aiohttp.ClientSession) -> None:

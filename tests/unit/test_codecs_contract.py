@@ -91,6 +91,25 @@ def test_payload_has_the_announced_size_and_decodes_close(name: str, source: str
 
 
 @pytest.mark.parametrize(("name", "source"), PAIRS)
+def test_parts_of_a_payload_decode_as_in_the_whole(name: str, source: str) -> None:
+    """Wherever it is cut, and up to its end; the parts are payloads of their own, bit for bit."""
+    codec, dtype = quantizer(name), DTYPES[source]
+    assert codec.grain % codec.blocksize == 0 and codec.grain
+    count = 2 * codec.grain + max(codec.grain // 3, 1001)
+    values = originals(dtype, count, seed=5)
+    payload = encode(codec, values, dtype)
+    whole = decode(codec, payload, dtype, values)
+    bounds = [(0, codec.grain), (codec.grain, 2 * codec.grain), (codec.grain, count), (0, count)]
+    for start, stop in [*bounds, (2 * codec.grain, count)]:
+        part = codec.cut(payload, dtype, count, start, stop)
+        assert np.array_equal(decode(codec, part, dtype, values[start:stop]), whole[start:stop])
+    first, rest = 2 * codec.grain, values[2 * codec.grain :]
+    for damaged in (payload[:-1], memoryview(bytes(payload) + b"x")):
+        with pytest.raises(PayloadMismatch):
+            decode(codec, codec.cut(damaged, dtype, count, first, count), dtype, rest)
+
+
+@pytest.mark.parametrize(("name", "source"), PAIRS)
 def test_slices_give_the_codes_of_the_whole(name: str, source: str) -> None:
     """A tensor cut at multiples of the blocksize decodes to the same bits as when it is encoded whole."""
     codec, dtype = quantizer(name), DTYPES[source]

@@ -109,6 +109,9 @@ def test_wheel_holds_every_module_once(dist: Path) -> None:
     expected |= {f"tensorbus/{path.name}" for path in (ROOT / "src/tensorbus").glob("*.py")}
     assert modules == expected
     assert "tensorbus/py.typed" in names
+    page = {f"tensorbus/bus/server/page/{path.name}" for path in (ROOT / "bus/server/page").glob("*.[chjs]*")}
+    assert {name for name in names if name.startswith("tensorbus/bus/server/page/")} >= page
+    assert len(page) > 10
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert all(name.split("/")[0].startswith("tensorbus") for name in names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -80,7 +81,8 @@ async def region(updates: Sequence[Sent]) -> Sent:
     """The message of a region that has summed these updates, in frames that cut sums in two."""
     _, sums = await summed(updates, close=False)
     message = encoded("region", sums, frame_bytes=1000)
-    return message, Contribution("region", "region", 1, 1.0, NOW, partial=True)
+    weight = math.fsum(told.weight for _, told in updates)
+    return message, Contribution("region", "region", 1, weight, NOW, partial=True)
 
 
 @st.composite
@@ -299,6 +301,7 @@ def replaced(name: str, value: object) -> Callable[[dict[str, Item]], object]:
         (changed(lambda value: value["totals"].update(float32="1/3")), InvalidRequest, "no weight"),
         (changed(lambda value: value["totals"].update(float32="1" * 500)), InvalidRequest, "no weight"),
         (changed(lambda value: value["totals"].update(float32=3)), InvalidRequest, "no weight"),
+        (changed(lambda value: value["totals"].update(float32="4")), InvalidRequest, "more than the 3.1 of"),
         (changed(lambda value: value["bases"].update(x={})), InvalidRequest, "no id of a base"),
         (
             changed(lambda value: value["bases"][""].update(float32=[[0, 41, "1"]])),
@@ -322,7 +325,7 @@ async def test_sums_that_cannot_be_are_refused(
     found = await partial_items()
     whole = encoded("region", list(found.values()))
     edit(found)
-    told = Contribution("region", "region", 1, 1.0, NOW, partial=True)
+    told = Contribution("region", "region", 1, 3.1, NOW, partial=True)
     reducer = Exact(Layout.of(encoded("now", model_of(7)).manifest), MEMORY)
     await reducer.reset()
     with pytest.raises(error, match=why):

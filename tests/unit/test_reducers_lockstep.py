@@ -14,6 +14,7 @@ from modelling.federated import Array, Federation, base_id, encoded
 from tensorbus.aggregator.encoded_update import EncodedUpdate
 from tensorbus.aggregator.layout import Layout
 from tensorbus.aggregator.reducers.base import Workspace
+from tensorbus.aggregator.reducers.decoded import Decoded, Form
 from tensorbus.aggregator.reducers.spec import ReducerSpec
 from tensorbus.aggregator.updates import Contribution, FoldingInterrupted, Update, UpdateRefused
 from tensorbus.codecs.item import Item
@@ -204,7 +205,42 @@ async def test_changes_from_another_model_are_refused() -> None:
     await reducer.aclose()
 
 
-async def peak(folder: Path, text: str, updates: int, mib: int) -> int:
+@pytest.mark.parametrize(
+    "codec",
+    [
+        *("none", "bf16", "int8", "nf4", "nf4-dq", "uniform", "uniform:0.04", "lossless", "rotate | lloyd:2"),
+        *("delta | nf4", "delta | rotate | lloyd:3", "delta | uniform", "same | lossless"),
+    ],
+)
+async def test_pieces_of_a_slice_are_those_of_the_whole(codec: str) -> None:
+    """In whatever pieces an update is read, and wherever they begin, with bits to spare or not."""
+    random = np.random.default_rng(3)
+    count = 2_500_001
+    federation = Federation()
+    federation.model(3, {"w": random.normal(size=count).astype(np.float32)})
+    update = federation.update("a", {"w": random.normal(size=count).astype(np.float32)}, codec)
+    decoded = Decoded()
+    forms: set[Form] = set()
+    async for event in update.slices():
+        whole = np.zeros(event.count, np.float32)
+        if event.codec.needs_base(event.payload):
+            event.codec.change().decode(event.payload, event.offset, whole.view(np.uint8).data)
+        else:
+            event.codec.accumulate(event.payload, event.offset, whole, 1.0)
+        decoded.hold_update(event)
+        forms.add(decoded.form)
+        got = np.empty_like(whole)
+        at = 0
+        while at < event.count:
+            end = min(event.count, at + int(random.integers(1, 90_000)))
+            decoded.read(event.offset + at, event.offset + end, got[at:end])
+            at = end
+        assert np.array_equal(got, whole)
+        decoded.release()
+    assert forms == {Form.CHANGE if codec.startswith("delta") else Form.WHOLE}
+
+
+async def peak(folder: Path, text: str, updates: int, mib: int, codec: str = "none") -> int:
     """Bytes that a round takes at most, beside an accumulator in a file."""
     federation = Federation()
     model = {"w": np.zeros(mib << 18, np.float32)}
@@ -212,7 +248,7 @@ async def peak(folder: Path, text: str, updates: int, mib: int) -> int:
     files: list[tuple[EncodedUpdate, Contribution]] = []
     for at in range(updates):
         model["w"][:] = at
-        update = federation.update(f"s{at}", model)
+        update = federation.update(f"s{at}", model, codec)
         path = folder / f"{at}.frames"
         path.write_bytes(update.body)
         files.append((EncodedUpdate(path), federation.updates.pop()[1]))
@@ -240,7 +276,15 @@ async def peak(folder: Path, text: str, updates: int, mib: int) -> int:
 
 @pytest.mark.parametrize("text", ["median", "multi-krum:f=0", "trimmed | fedadam:start=3"])
 async def test_memory_is_a_few_frames_for_each_update_whatever_the_size(tmp_path: Path, text: str) -> None:
-    """Six more updates take six times a few frames; a model that is six times as large takes nothing more."""
+    """Six more updates take six frames and what is decoded of them; a model that is six times as large takes
+    nothing more."""
     small = await peak(tmp_path, text, 3, 4)
-    assert await peak(tmp_path, text, 9, 4) - small < 6 * (6 << 20)
+    assert await peak(tmp_path, text, 9, 4) - small < 6 * (3 << 19)
     assert await peak(tmp_path, text, 3, 24) - small < 2 << 20
+
+
+@pytest.mark.parametrize("codec", ["nf4", "delta | rotate | lloyd:2"])
+async def test_a_frame_of_few_bits_is_never_decoded_as_a_whole(tmp_path: Path, codec: str) -> None:
+    """A frame of 4 bits stands for 7 MiB of float32; six more updates take no more for it."""
+    small = await peak(tmp_path, "median", 3, 16, codec)
+    assert await peak(tmp_path, "median", 9, 16, codec) - small < 6 * (3 << 19)

@@ -336,3 +336,67 @@ def test_whatever_happens_a_round_closes_once_with_its_quorum_and_each_answer_co
     assert list(round_.accepted) == list(first)
     assert all(3 - staleness <= number <= 3 for _, number in first)
     assert ("b", 2) not in first
+
+
+def test_a_round_that_waits_says_what_is_lacking() -> None:
+    """Who is in, who sits out, who has left, and whether anybody else is expected at all."""
+    round_ = make_round()
+    round_.accept("1", update("a"))
+    round_.decline(DeclineHeaders("b", 2))
+    assert round_.lacking() == "1 of the 2 updates that are needed are in; b sit it out"
+    round_.decline(DeclineHeaders("c", 2, leaves=True))
+    assert round_.lacking().endswith(
+        "b sit it out; c have left; no other site is expected: it waits for one that comes, or comes back"
+    )
+
+
+def test_deadlines_are_counted_and_wait_while_the_job_is_paused() -> None:
+    """However short they are."""
+    round_ = make_round()
+    assert [round_.deadlines(at) for at in (900.0, 1059.0, 1060.0, 1180.0)] == [0, 0, 1, 3]
+    round_.pause(1030.0)
+    assert round_.deadlines(1180.0) == 0
+    round_.resume(1180.0)
+    assert round_.deadlines(1180.0) == 0
+    assert make_round(deadline=5e-324).deadlines(2000.0) > 0
+
+
+def test_a_round_that_a_reducer_cannot_do_with_waits_for_one_update_more() -> None:
+    """Also after its deadline, and though every expected site is in."""
+    round_ = make_round(sites=2)
+    for site in ("a", "b"):
+        round_.accept(site, update(site))
+    round_.close(1000.0)
+    round_.need_more()
+    assert not round_.closes(math.inf)
+    round_.accept("c", update("c"))
+    assert round_.closes(1000.0)
+
+
+def test_a_site_that_came_back_is_back_when_all_it_said_is_heard_again() -> None:
+    """After a restart deliveries come again, in their order: it left, sent its update, and left once more."""
+    round_ = make_round(before=Before(left=frozenset({"a"})))
+    round_.accept("1", update("a"), weight=10.0)
+    left = DeclineHeaders("a", 2, leaves=True)
+    assert round_.decline(left)
+    assert round_.judge("1", update("a")) is Verdict.REPEATED
+    round_.heard_again("a")
+    assert round_.left == set()
+    assert round_.decline(left)
+
+
+def test_of_a_buffer_only_as_many_are_expected_as_there_are_sites() -> None:
+    """By the job, and by who left; a quorum that is a count is never undercut."""
+    settings: dict[str, Any] = {"mode": "buffered", "buffer": 5, "staleness": 2}
+    assert make_round(**settings).expected == 3
+    round_ = make_round(before=Before(sites=frozenset("abcdefg")), **settings)
+    assert round_.expected == 5
+    for site in "abc":
+        round_.decline(DeclineHeaders(site, 2, leaves=True))
+    assert round_.expected == 4
+    settings["quorum"] = 3
+    round_ = make_round(**settings)
+    for site in "ab":
+        round_.decline(DeclineHeaders(site, 2, leaves=True))
+    round_.accept("c", update("c"))
+    assert not round_.closes(math.inf)

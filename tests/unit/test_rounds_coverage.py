@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorbus.aggregator.coverage import CURRENT, MAX_BASES, MAX_PIECES, Coverage, Weights
+from tensorbus.aggregator.coverage import (
+    CURRENT,
+    MAX_BASES,
+    MAX_PIECES,
+    MAX_PIECES_OF_ALL,
+    Coverage,
+    Weights,
+)
 from tensorbus.errors import LimitExceeded
 
 LENGTH = 60
@@ -109,13 +116,52 @@ def test_changes_from_too_many_models_are_refused() -> None:
         weights.cover("message:x", "w", 0, 10, 1.0)
 
 
+def crumbs(weights: Weights, pieces: int, first: int = 0, base: str = CURRENT) -> None:
+    """An update that is a change at every other element."""
+    for at in range(first, first + 2 * pieces, 2):
+        weights.cover(base, "w", at, at + 1, 1.0)
+    weights.end_update()
+
+
 def test_an_update_in_crumbs_is_refused() -> None:
     """Every other element a change: what has to be remembered of it has a limit."""
-    coverage = Coverage()
+    with pytest.raises(LimitExceeded, match=str(MAX_PIECES)):
+        crumbs(Weights(), MAX_PIECES)
+
+
+def test_an_update_in_crumbs_of_two_models_has_no_more() -> None:
+    """Of a late one, the model that it comes from and the current one both go in."""
+    weights = Weights()
 
     def fold() -> None:
-        for at in range(0, 4 * MAX_PIECES, 2):
-            coverage.add("w", at, at + 1, 1.0)
+        for base in (CURRENT, "message:x"):
+            for at in range(0, MAX_PIECES + 10, 2):
+                weights.cover(base, "w", at, at + 1, 1.0)
 
     with pytest.raises(LimitExceeded, match=str(MAX_PIECES)):
+        fold()
+
+
+def test_what_one_update_takes_of_it_leaves_the_others_theirs() -> None:
+    """Ten that go to the limit of one, and an honest one after them; a region's sums are of many."""
+    weights = Weights()
+    for place in range(10):
+        crumbs(weights, MAX_PIECES // 2 - 1, first=place * 10 * MAX_PIECES)
+    weights.cover(CURRENT, "v", 0, 10, 1.0)
+    weights.end_update()
+    assert weights.pieces(CURRENT, "v", 0, 10) == [(0, 10, 1.0)]
+    weights.begin_sums()
+    crumbs(weights, MAX_PIECES, first=200 * MAX_PIECES)
+
+
+def test_all_updates_together_have_a_limit_too() -> None:
+    """However many there are, the pieces take tens of MB at most."""
+    weights = Weights()
+
+    def fold() -> None:
+        for place in range(MAX_PIECES_OF_ALL // MAX_PIECES + 2):
+            first = place * 10 * MAX_PIECES
+            crumbs(weights, MAX_PIECES // 2 - 1, first, base=f"message:{place % 4}")
+
+    with pytest.raises(LimitExceeded, match=str(MAX_PIECES_OF_ALL)):
         fold()

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from tensorbus import __version__
 
-from . import consumers, dead, messages, operations, policies, scrub, tokens, uploads
+from . import consumers, dead, messages, operations, policies, scrub, status, tokens, uploads
 from .operation import Part, common_responses
 
-_PARTS = (messages, uploads, consumers, dead, policies, scrub, tokens, operations)
+_PARTS = (messages, uploads, consumers, dead, policies, scrub, tokens, status, operations)
 
 _DESCRIPTION = """Tensorbus carries models between the sites of a federation. A message is published under
 a topic as a stream of frames, is acknowledged when it is on stable storage, and is handed to durable

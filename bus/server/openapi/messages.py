@@ -209,8 +209,10 @@ def schemas() -> dict[str, Schema]:
                 "frames": COUNT,
                 "digest": DIGEST,
                 "duplicate": FLAG,
+                "gone": FLAG,
             },
-            "Every frame of the message is verified and on stable storage.",
+            "Every frame of the message is verified and on stable storage; or was, if it is gone since.",
+            optional=("gone",),
         ),
         "BatchResults": record(
             {"results": array({"anyOf": [ref("Receipt"), ref("Problem")]})},
@@ -236,7 +238,8 @@ def schemas() -> dict[str, Schema]:
             {"messages": array(ref("Message")), "next": nullable(COUNT)},
             "A page; `next` is the `after` of the following one, null at the end.",
         ),
-        "Topics": record({"topics": array(topic)}, "All topics that hold messages."),
+        "Topic": topic,
+        "Topics": record({"topics": array(ref("Topic"))}, "All topics that hold messages."),
     }
 
 

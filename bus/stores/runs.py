@@ -1,0 +1,410 @@
+"""Runs of frames in pieces of one size, wherever the pieces are.
+
+Strategy. The frames of a message are one run of bytes, cut into pieces of a fixed size, so that a byte's
+piece is known without an index. Only the last piece is shorter. While a run is being written its last piece
+is in this process's memory, and is stored in between, each time over the one before, so that another process
+can go on with it. What is written goes out as soon as a piece is full, a few pieces at a time; what is read
+is asked for a few pieces ahead.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+
+from tensorbus.errors import StorageError, StoreDamaged
+
+from .base import Disk, FrameFile, Part
+
+_UNDER_WAY = 4
+"""Pieces of one run that are written and not stored yet."""
+_AHEAD = 3
+"""Pieces that are asked for before they are wanted."""
+_CACHED = 64 << 20
+"""Bytes of pieces that are kept for readers, of all messages together."""
+_OWN = 8
+"""Pieces that are kept for a reader of what may change."""
+
+
+class Pieces(ABC):
+    """Stores pieces. Any thread may call; results come as futures.
+
+    Attributes:
+        size: bytes of a piece.
+        term: of the broker's lead; what another one wrote in an earlier term can be written over.
+    """
+
+    size: int = 512 << 10
+    term: int = 0
+
+    @abstractmethod
+    def put(self, run: str, number: int, data: bytes, before: int) -> Future[int]:
+        """Store a piece; the version that it has then.
+
+        ``before`` is the version that it replaces, 0 if there is none: a broker that was taken for dead and
+        is not cannot write over what another has gone on with; but that one over what it still wrote. Fails
+        with StorageError.
+        """
+
+    @abstractmethod
+    def get(self, run: str, number: int, size: int | None) -> Future[tuple[bytes, int] | None]:
+        """A piece and its version; None if it is not there.
+
+        ``size`` is how many bytes it should have, if that is known. Fails with StorageError.
+        """
+
+    @abstractmethod
+    def count(self, run: str) -> Future[int]:
+        """How many pieces there are of a run from its first on, without a gap. Fails with StorageError."""
+
+    @abstractmethod
+    def cut(self, run: str, number: int) -> Future[None]:
+        """Remove all pieces from ``number`` on. Fails with StorageError."""
+
+    @abstractmethod
+    def clear(self, run: str) -> Future[None]:
+        """Remove a run. Fails with StorageError."""
+
+    @abstractmethod
+    def disk(self) -> Future[Disk]:
+        """What there is for frames. Fails with StorageError."""
+
+    @abstractmethod
+    def check_room(self, size: int) -> None:
+        """Raise StorageFull if ``size`` more bytes would not fit now."""
+
+
+class Runs:
+    """The runs of a store. All methods block."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.cache = Cache(pieces)
+        self._writing: dict[str, RunFile] = {}
+        self._left: dict[str, RunFile] = {}
+        self._readers: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def create(self, run: str, dropped: Callable[[str], None]) -> RunFile:
+        """An empty run; ``dropped`` is told if it is given up."""
+        return self._opened(RunFile(self, run, 0, b"", 0, dropped))
+
+    def reopen(self, run: str, size: int, dropped: Callable[[str], None]) -> RunFile:
+        """A run, cut to its first ``size`` bytes, to go on behind them. Raises StorageError."""
+        self._settle(run)
+        whole, rest = divmod(size, self.pieces.size)
+        if not rest:
+            self.pieces.cut(run, whole).result()
+            return self._opened(RunFile(self, run, whole, b"", 0, dropped))
+        found = self.pieces.get(run, whole, None).result()
+        if found is None or len(found[0]) < rest:
+            raise StorageError(f"the frames of {run} end before byte {size}")
+        stored, version = found
+        self.pieces.cut(run, whole + 1).result()
+        if len(stored) > rest:
+            version = self.pieces.put(run, whole, stored[:rest], version).result()
+        return self._opened(RunFile(self, run, whole, stored[:rest], version, dropped))
+
+    def open(self, run: str, size: int | None) -> RunReader:
+        """The frames of a run; ``size`` is how many bytes there are for good, None of one that may change.
+
+        Raises:
+            StoreDamaged: there is nothing.
+        """
+        if size is not None:
+            return RunReader(self, run, size, self.cache)
+        if self.writing(run) is None:
+            self._settle(run)
+            count = self.pieces.count(run).result()
+            if not count:
+                raise StoreDamaged(f"message {run}: there are no frames")
+            last = self.pieces.get(run, count - 1, None).result()
+            if last is None:
+                raise StoreDamaged(f"message {run}: its frames are being removed")
+            size = (count - 1) * self.pieces.size + len(last[0])
+        # What is cut off and comes again need not be the same: it is nobody else's.
+        return RunReader(self, run, size, Cache(self.pieces, _OWN * self.pieces.size))
+
+    def writing(self, run: str) -> RunFile | None:
+        """The file through which this process writes a run."""
+        with self._lock:
+            return self._writing.get(run)
+
+    def in_use(self, run: str) -> bool:
+        """Whether somebody in this process reads or writes it."""
+        with self._lock:
+            return run in self._writing or self._readers[run] > 0
+
+    def reading(self, run: str, change: int) -> None:
+        """A reader has come, or is gone."""
+        with self._lock:
+            self._readers[run] += change
+            if not self._readers[run]:
+                del self._readers[run]
+
+    def _opened(self, file: RunFile) -> RunFile:
+        with self._lock:
+            self._writing[file.run] = file
+        return file
+
+    def closed(self, file: RunFile) -> None:
+        """Nothing more is written; what is not stored yet will be if somebody goes on with it."""
+        with self._lock:
+            if self._writing.get(file.run) is file:
+                del self._writing[file.run]
+                if not file.settled:
+                    self._left[file.run] = file
+
+    def forget(self, run: str) -> None:
+        """Nobody wants the rest of what was written."""
+        with self._lock:
+            self._left.pop(run, None)
+
+    def _settle(self, run: str) -> None:
+        """What the last writer has left is stored. Raises StorageError."""
+        with self._lock:
+            left = self._left.pop(run, None)
+        if left is not None:
+            left.settle()
+
+
+class RunFile(FrameFile):
+    """A run that is being written; one thread at a time, but for ``sync``, ``recent`` and ``size``."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        run: str,
+        whole: int,
+        tail: bytes,
+        version: int,
+        dropped: Callable[[str], None],
+    ) -> None:
+        self.run = run
+        self._runs = runs
+        self._pieces = runs.pieces
+        self._dropped = dropped
+        self._lock = threading.Lock()
+        self._storing = threading.Lock()
+        self._whole = whole
+        self._tail = bytearray(tail)
+        self._version = version
+        self._stored = len(tail)
+        self._under_way: deque[tuple[int, bytes, Future[int]]] = deque()
+        self._failure: StorageError | None = None
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that were appended."""
+        with self._lock:
+            return self._whole * self._pieces.size + len(self._tail)
+
+    def append(self, parts: Sequence[Part]) -> None:
+        """Write ``parts`` at the end."""
+        self._check()
+        for part in parts:
+            view = memoryview(part).cast("B")
+            while view:
+                room = self._pieces.size - len(self._tail)
+                with self._lock:
+                    self._tail += view[:room]
+                view = view[room:]
+                if len(self._tail) == self._pieces.size:
+                    self._send()
+
+    def _send(self) -> None:
+        """The last piece is full: it goes out, and the next begins."""
+        with self._storing:
+            while len(self._under_way) >= _UNDER_WAY:
+                self._wait_for_first()
+            data = bytes(self._tail)
+            sent = self._pieces.put(self.run, self._whole, data, self._version)
+            with self._lock:
+                self._under_way.append((self._whole, data, sent))
+                self._whole += 1
+                self._tail = bytearray()
+                self._version = self._stored = 0
+
+    def sync(self) -> None:
+        """All that was appended before this call is stored, the last piece as far as it goes."""
+        self._check()
+        self.settle()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was appended is stored, or never will be."""
+        with self._lock:
+            return self._failure is not None or (not self._under_way and len(self._tail) == self._stored)
+
+    def settle(self) -> None:
+        """As ``sync``, of a file that may be closed."""
+        with self._storing:
+            while self._under_way:
+                self._wait_for_first()
+            with self._lock:
+                data = bytes(self._tail)
+            if len(data) > self._stored:
+                self._version = self._result(self._pieces.put(self.run, self._whole, data, self._version))
+                self._stored = len(data)
+
+    def rest(self) -> None:
+        """Nothing is appended for a while: another process may be the next to do that."""
+        self.sync()
+
+    def _wait_for_first(self) -> None:
+        self._result(self._under_way[0][2])
+        with self._lock:
+            self._under_way.popleft()
+
+    def _result(self, sent: Future[int]) -> int:
+        try:
+            return sent.result()
+        except StorageError as problem:
+            self._failure = problem
+            raise
+
+    def recent(self, number: int) -> bytes | None:
+        """A piece that may not be stored yet, as far as it was appended; None if it must be stored."""
+        with self._lock:
+            if number == self._whole:
+                return bytes(self._tail)
+            for there, data, _ in self._under_way:
+                if there == number:
+                    return data
+        return None
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        if not self._closed:
+            self._closed = True
+            self._runs.closed(self)
+
+    def discard(self) -> None:
+        """Close it and remove the frames, in the background."""
+        self.close()
+        self._runs.forget(self.run)
+        self._dropped(self.run)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StorageError(f"the frames of {self.run} are closed")
+
+
+class RunReader:
+    """Reads a run at any offset; blocks, one thread at a time.
+
+    Args:
+        size: bytes of the run; None of one that this process is writing.
+        cache: of pieces.
+    """
+
+    def __init__(self, runs: Runs, run: str, size: int | None, cache: Cache) -> None:
+        self._cache = cache
+        self._runs = runs
+        self._run = run
+        self._size = size
+        self._pieces = runs.pieces
+        self._closed = False
+        runs.reading(run, 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes there are now."""
+        if self._size is not None:
+            return self._size
+        file = self._runs.writing(self._run)
+        if file is not None:
+            return file.size
+        with closing(self._runs.open(self._run, None)) as again:
+            return again.size
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on, as far as there are bytes; how many.
+
+        Raises:
+            StorageError: they cannot be had now.
+        """
+        count = 0
+        while count < len(buffer):
+            number, start = divmod(offset + count, self._pieces.size)
+            part = memoryview(self._piece(number))[start : start + len(buffer) - count]
+            if not part:
+                break
+            buffer[count : count + len(part)] = part
+            count += len(part)
+        return count
+
+    def close(self) -> None:
+        """Nothing more is read. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._runs.reading(self._run, -1)
+
+    def _piece(self, number: int) -> bytes:
+        if self._size is None:
+            file = self._runs.writing(self._run)
+            if file is not None and (recent := file.recent(number)) is not None:
+                return recent
+            # It may have grown: nothing of it is kept.
+            found = self._pieces.get(self._run, number, None).result()
+            return b"" if found is None else found[0]
+        if not self._expected(number):
+            return b""
+        asked = self._cache.ask(self._run, number, self._expected(number))
+        for ahead in range(number + 1, number + 1 + _AHEAD):
+            if self._expected(ahead):
+                self._cache.ask(self._run, ahead, self._expected(ahead))
+        found = asked.result()
+        return b"" if found is None else found[0]
+
+    def _expected(self, number: int) -> int:
+        """Bytes that a piece of a run of known size has."""
+        return max(0, min(self._pieces.size, (self._size or 0) - number * self._pieces.size))
+
+
+class Cache:
+    """Pieces that were asked for lately: many readers of one message have them fetched once.
+
+    It holds as many bytes for all readers together, however many there are. Any thread may ask.
+    """
+
+    def __init__(self, pieces: Pieces, held: int = _CACHED) -> None:
+        self._pieces = pieces
+        self._held = held
+        self._asked: OrderedDict[tuple[str, int, int], Future[tuple[bytes, int] | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def ask(self, run: str, number: int, size: int) -> Future[tuple[bytes, int] | None]:
+        """A piece of a run that does not change any more."""
+        name = (run, number, size)
+        with self._lock:
+            found = self._asked.get(name)
+            if found is not None and not _in_vain(found, size):
+                self._asked.move_to_end(name)
+                return found
+            asked = self._asked[name] = self._pieces.get(run, number, size)
+            self._asked.move_to_end(name)
+            while len(self._asked) > max(2 + _AHEAD, self._held // self._pieces.size):
+                self._asked.popitem(last=False)
+            return asked
+
+    def forget(self, run: str) -> None:
+        """What was fetched of a run is fetched anew."""
+        with self._lock:
+            for name in [name for name in self._asked if name[0] == run]:
+                del self._asked[name]
+
+
+def _in_vain(asked: Future[tuple[bytes, int] | None], size: int) -> bool:
+    """Whether it is to be asked for again."""
+    if not asked.done():
+        return False
+    found = None if asked.cancelled() or asked.exception() is not None else asked.result()
+    return found is None or len(found[0]) != size
