@@ -12,7 +12,7 @@ import pytest
 
 from fuzzing.seeds import write
 
-SECONDS = int(os.environ.get("TENSORBUS_FUZZ_SECONDS", "15"))
+SECONDS = int(os.environ.get("TENSORBUS_FUZZ_SECONDS", "10"))
 """For each target."""
 FEWEST = 100
 """Inputs below which a run says nothing."""

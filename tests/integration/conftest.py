@@ -33,7 +33,7 @@ def _kinds(config: pytest.Config, module: str, test: str) -> list[str]:
     asked = str(config.getoption("--stores"))
     kinds = list(KINDS) if asked in ("", "all") else asked.split(",")
     if not asked and module not in CLUSTERED:
-        kinds.remove("cluster")
+        kinds = ["file", "jetstream"]
     return [kind for kind in kinds if kind == "file" or test not in ABOUT_FILES]
 
 

@@ -297,6 +297,7 @@ async def test_a_round_that_all_sit_out_says_why_it_waits_and_ends_when_one_chan
             if given[name] < 3:
                 await task.decline("night")
             else:
+                await seen(told, "overdue")
                 await task.submit(model(len(name)), num_examples=1)
 
     async with asyncio.timeout(PATIENCE), Client(bus.url) as theirs:

@@ -104,7 +104,7 @@ class Served:
             raise Finding("\n".join(self._failures.found))
 
     async def send(self, request: bytes, *, answered: bool = True) -> Answer | None:
-        """Send bytes on a new connection and read what comes until it ends.
+        """Send bytes on a new connection and read what comes until it ends; of a stream, what comes first.
 
         Returns None when the connection ended without an answer; that is a finding if it had to be
         ``answered``. Otherwise only what comes at once is waited for.
@@ -114,7 +114,7 @@ class Served:
         try:
             writer.write(request)
             async with asyncio.timeout(PATIENCE if answered else 0.02):
-                text = await reader.read()
+                text = await _answer(reader)
         except TimeoutError:
             if answered:
                 raise Finding(f"no answer within {PATIENCE:g} s to {request[:300]!r}") from None
@@ -138,6 +138,17 @@ class Served:
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._failures.found.append(f"{context}")
+
+
+async def _answer(reader: asyncio.StreamReader) -> bytes:
+    """All of it, but for a stream of events, which has no end."""
+    text = b""
+    while more := await reader.read(1 << 20):
+        text += more
+        head, _, body = text.partition(b"\r\n\r\n")
+        if b"text/event-stream" in head and b"\n\n" in body:
+            break
+    return text
 
 
 def judged(text: bytes, request: bytes) -> Answer | None:

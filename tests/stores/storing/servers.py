@@ -141,7 +141,8 @@ def _ask(host: str, port: int, operation: str) -> dict[str, Any] | None:
                     return None
     except OSError:
         return None
-    return json.loads(heard[heard.index(b'{"type"') :])
+    # While the lead moves, two servers may answer.
+    return json.JSONDecoder().raw_decode(heard[heard.index(b'{"type"') :].decode())[0]
 
 
 def _are_current(answer: dict[str, Any] | None) -> bool:

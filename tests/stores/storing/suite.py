@@ -32,13 +32,11 @@ SUITE = frozenset(
 CLUSTERED = frozenset(
     {
         "test_policies",
-        "test_server_tus",
         "test_store_consumers",
         "test_store_deliveries",
-        "test_uploads",
     }
 )
-"""Those that run on three servers too when nobody asks for more: all of them would take minutes."""
+"""Those that run in memory and on three servers too when nobody asks for more: all of them would take minutes."""
 
 _LOOK_AT_FILES = (
     "test_a_bad_body_is_refused_and_leaves_nothing",
