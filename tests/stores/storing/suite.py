@@ -36,7 +36,7 @@ CLUSTERED = frozenset(
         "test_store_deliveries",
     }
 )
-"""Those that run in memory and on three servers too when nobody asks for more: all of them would take minutes."""
+"""Those that run in memory and on three servers too when nobody asks for more: all would take minutes."""
 
 _LOOK_AT_FILES = (
     "test_a_bad_body_is_refused_and_leaves_nothing",
