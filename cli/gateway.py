@@ -15,6 +15,7 @@ from tensorbus.bus.server import Server, ServerSettings
 from tensorbus.bus.server.forwarding import Forwarding
 from tensorbus.bus.stores.jetstream import JetStreamSettings, JetStreamStore
 
+from .loops import spare_collections
 from .serve import announce, hangups, say_who_may_come, stop_on_signals
 
 log = logging.getLogger("tensorbus.serve")
@@ -47,6 +48,7 @@ async def serve_gateway(
             async with server, hangups(server, audit):
                 settings = replace(settings, port=server.port)
                 if first:
+                    spare_collections()
                     announce(server.url, str(where), as_json=as_json)
                     say_who_may_come(server, settings, data)
                     first = False

@@ -26,7 +26,7 @@ from tensorbus.errors import TensorbusError
 from .access_options import Access, access_options
 from .allocator import keep_large_buffers
 from .descriptors import connections_within_limit, raise_descriptor_limit
-from .loops import run
+from .loops import run, spare_collections
 from .sync_type import SyncType
 
 MIB = 1 << 20
@@ -200,6 +200,7 @@ async def serve(
     server = Server(broker, settings, TokenFile(data))
     stop = stop_on_signals(server)
     async with broker, server, hangups(server, audit):
+        spare_collections()
         announce(server.url, data, as_json=as_json)
         say_who_may_come(server, settings, data)
         await stop.wait()
