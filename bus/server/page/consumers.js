@@ -5,39 +5,25 @@ import { show } from "./dialog.js";
 import { h } from "./dom.js";
 import { count, duration } from "./format.js";
 import { facts } from "./messages.js";
-import { pager, searchField, sortable } from "./tables.js";
+import { listing, sortable } from "./tables.js";
 
 export function consumers(status, view, again) {
-  const listed = status.consumers;
-  return [
-    h("h1", { id: "consumers-title" }, "Consumers"),
-    searchField("Search consumers", view, again),
-    h(
-      "div",
-      { class: "card scroll", tabindex: "0", role: "region", "aria-labelledby": "consumers-title" },
-      h(
-        "table",
-        { class: "list" },
-        h(
-          "thead",
-          null,
-          h(
-            "tr",
-            null,
-            sortable("Consumer", "name", view, again, false),
-            h("th", { scope: "col" }, "Filter"),
-            sortable("Lag", "lag", view, again),
-            sortable("Not settled", "pending", view, again),
-            sortable("Redelivered", "redelivering", view, again),
-            sortable("Dead", "dead", view, again),
-          ),
-        ),
-        h("tbody", null, listed.shown.map(row)),
-      ),
-      listed.count === 0 && h("p", { class: "empty" }, view.search ? "No consumer has this in its name." : "There is no consumer."),
-    ),
-    pager("consumers", listed, view, again),
-  ];
+  const table = {
+    what: "consumers",
+    title: "Consumers",
+    search: "Search consumers",
+    columns: [
+      sortable("Consumer", "name", view, again, false),
+      h("th", { scope: "col" }, "Filter"),
+      sortable("Lag", "lag", view, again),
+      sortable("Not settled", "pending", view, again),
+      sortable("Redelivered", "redelivering", view, again),
+      sortable("Dead", "dead", view, again),
+    ],
+    row,
+    empty: view.search ? "No consumer has this in its name." : "There is no consumer.",
+  };
+  return listing(table, status.consumers, view, again);
 }
 
 function row(consumer) {

@@ -51,6 +51,27 @@ export function sortable(name, order, view, again, number = true) {
   );
 }
 
+// A view that is one long table: its heading, the search, the rows of this page, and the way to the others.
+export function listing({ what, title, search, columns, row, empty }, listed, view, again) {
+  const id = `${what}-title`;
+  return [
+    h("h1", { id }, title),
+    searchField(search, view, again),
+    h(
+      "div",
+      { class: "card scroll", tabindex: "0", role: "region", "aria-labelledby": id },
+      h(
+        "table",
+        { class: "list" },
+        h("thead", null, h("tr", null, columns)),
+        h("tbody", null, listed.shown.map(row)),
+      ),
+      listed.count === 0 && h("p", { class: "empty" }, empty),
+    ),
+    pager(what, listed, view, again),
+  ];
+}
+
 /** Which part is shown, and the ways to the others. */
 export function pager(what, listed, view, again) {
   const first = listed.count === 0 ? 0 : listed.from + 1;

@@ -5,37 +5,23 @@ import { show } from "./dialog.js";
 import { h } from "./dom.js";
 import { bytes, count } from "./format.js";
 import { messageList } from "./messages.js";
-import { pager, searchField, sortable } from "./tables.js";
+import { listing, sortable } from "./tables.js";
 
 export function topics(status, view, again) {
-  const listed = status.topics;
-  return [
-    h("h1", { id: "topics-title" }, "Topics"),
-    searchField("Search topics", view, again),
-    h(
-      "div",
-      { class: "card scroll", tabindex: "0", role: "region", "aria-labelledby": "topics-title" },
-      h(
-        "table",
-        { class: "list" },
-        h(
-          "thead",
-          null,
-          h(
-            "tr",
-            null,
-            sortable("Topic", "name", view, again, false),
-            sortable("Messages", "messages", view, again),
-            sortable("Bytes", "bytes", view, again),
-            sortable("Last seq", "recent", view, again),
-          ),
-        ),
-        h("tbody", null, listed.shown.map(row)),
-      ),
-      listed.count === 0 && h("p", { class: "empty" }, view.search ? "No topic has this in its name." : "No topic holds a message."),
-    ),
-    pager("topics", listed, view, again),
-  ];
+  const table = {
+    what: "topics",
+    title: "Topics",
+    search: "Search topics",
+    columns: [
+      sortable("Topic", "name", view, again, false),
+      sortable("Messages", "messages", view, again),
+      sortable("Bytes", "bytes", view, again),
+      sortable("Last seq", "recent", view, again),
+    ],
+    row,
+    empty: view.search ? "No topic has this in its name." : "No topic holds a message.",
+  };
+  return listing(table, status.topics, view, again);
 }
 
 function row(topic) {
