@@ -184,7 +184,7 @@ class _Answer:
             if isinstance(problem, TensorbusError):
                 raise
             raise BrokerUnavailable(
-                f"the broker that leads cannot be reached: {problem or type(problem).__name__}"
+                f"the broker that leads cannot be reached: {str(problem) or type(problem).__name__}"
             ) from problem
 
 

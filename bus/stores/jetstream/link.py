@@ -133,7 +133,7 @@ class Link:
                     **options,
                 )
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as problem:
-            raise StorageError(f"{settings} cannot be reached: {problem or 'no answer'}") from problem
+            raise StorageError(f"{settings} cannot be reached: {str(problem) or 'no answer'}") from problem
         allowed = self.client.max_payload
         if allowed < largest + _HEADROOM:
             raise StorageError(
