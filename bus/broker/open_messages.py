@@ -13,7 +13,7 @@ from tensorbus.bus.clock import Clock
 from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.stores.base import Store, StoredUpload
-from tensorbus.errors import BrokerBusy, BrokerUnavailable, Conflict, LimitExceeded
+from tensorbus.errors import BrokerBusy, BrokerUnavailable, Conflict, LimitExceeded, MessageReplaced
 
 from .consumers import Consumers
 from .message_ids import new_id
@@ -310,7 +310,7 @@ class OpenMessages:
             elif upload.message.owner != owner:
                 raise Conflict(f"another publisher is sending a message to {topic} under this key")
             else:
-                await upload.abort("a second upload of its idempotency key took its place")
+                await upload.abort("a second upload of its idempotency key took its place", MessageReplaced)
 
     async def _replaced(self, receipt: Receipt) -> Receipt | Replaced:
         """What a new message with the same key replaces: a damaged one. Else the receipt."""

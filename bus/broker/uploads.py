@@ -250,10 +250,11 @@ class Upload:
         self._sealing = self._workers.start(self._seal())
         return await asyncio.shield(self._sealing)
 
-    async def abort(self, reason: str) -> None:
-        """Give the message up; followers get MessageAborted. Does nothing once it is being sealed."""
+    async def abort(self, reason: str, problem: type[MessageAborted] = MessageAborted) -> None:
+        """Give the message up: its writer gets ``problem``, followers MessageAborted. Does nothing once it is
+        being sealed."""
         if self.message.phase is Phase.OPEN:
-            self._fail(MessageAborted(f"message {self.id} was aborted: {reason}"))
+            self._fail(problem(f"message {self.id} was aborted: {reason}"))
         if self._cleanup_task is not None:
             await asyncio.shield(self._cleanup_task)
 

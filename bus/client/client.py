@@ -150,7 +150,9 @@ class Client:
             MissingBase: the codec needs a base, and there is none, or more than one to choose from.
             UnsupportedContainer, UnsupportedDtype, UnknownCodec: it cannot be encoded.
             NonFiniteValues: a tensor to be quantised holds NaN or Inf; the error names it.
-            MessageAborted: the message was replaced by another upload of the same key.
+            MessageAborted: somebody deleted the message while it was open.
+            MessageReplaced: other uploads of the same key took its place, again and again. One that does and
+                is completed is what the receipt is of, marked ``duplicate``.
             StorageFull: the broker has no room.
             BrokerUnavailable: the broker went away and did not come back in time.
         """

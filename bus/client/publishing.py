@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tensorbus.bus import messages
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.residuals import Residuals
+from tensorbus.errors import MessageReplaced, NotFound
 from tensorbus.streaming.arriving_relay import ArrivingRelay
 from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.relay import RelayEncoder, RelaySource
 
-from .connection import TRANSIENT, Connection
+from .connection import TRANSIENT, Connection, segment
 from .handing import Handing, encoded, is_small
 from .lanes import Lanes
 from .outgoing import Outgoing
@@ -129,11 +131,22 @@ class Publication:
         while True:
             try:
                 return await sending.attempt()
+            except MessageReplaced as error:
+                # Another task or process publishes under this key. It has the word as long as it goes on;
+                # the next attempt hears of what it stored, or sends if it gave up.
+                await self._other_ends()
+                await attempts.after(error)
             except TRANSIENT as error:
                 if sending.furthest > furthest:
                     furthest = sending.furthest
                     attempts.advanced()
                 await attempts.after(error)
+
+    async def _other_ends(self) -> None:
+        """Wait as long as the broker is sent a message under this key."""
+        path = f"/v1/topics/{segment(self._outgoing.topic)}/receipt"
+        with suppress(NotFound, *TRANSIENT):
+            await self._connection.call("GET", path, params={"key": self._outgoing.key})
 
     def _receipt(
         self, stored: messages.Receipt, encoder: Encoder, sending: Posting | Uploading | Handing

@@ -190,6 +190,12 @@ class MessageAborted(TensorbusError):
     slug = "message-aborted"
 
 
+class MessageReplaced(MessageAborted):
+    """Another upload of the same idempotency key took the place of this one."""
+
+    slug = "message-replaced"
+
+
 class TransferStalled(TensorbusError, TimeoutError):
     """The peer made no progress for the idle time-out."""
 

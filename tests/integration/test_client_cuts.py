@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 import uvloop
 
-from tensorbus.bus.client import Client, ClientSettings, Progress
+from tensorbus.bus.client import Client, ClientSettings, Progress, Receipt
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import (
@@ -387,6 +387,50 @@ async def test_a_publisher_that_stops_leaves_no_message(tmp_path: Path) -> None:
         assert [info async for info in bus.messages()] == []
         with pytest.raises(NotFound):
             await bus.fetch(delivery.id)
+
+
+@pytest.mark.parametrize("elements", [1 << 20, 4 << 20], ids=["in one request", "resumable"])
+@pytest.mark.parametrize("ends", [True, False], ids=["and ends", "and gives up"])
+@pytest.mark.parametrize("codec", ["none", "feedback | nf4"])
+async def test_another_process_publishes_the_same_message(
+    tmp_path: Path, codec: str, ends: bool, elements: int
+) -> None:
+    """A site that was started twice: both publish under one key, both hear of the one message stored."""
+    container = {"w": np.arange(elements, dtype=np.float32)}
+    reached, go_on, other_reached = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait_for_the_other(progress: Progress) -> None:
+        if progress.bytes_on_wire and not reached.is_set():
+            reached.set()
+            await go_on.wait()
+
+    async def stop_there(progress: Progress) -> None:
+        if progress.bytes_on_wire and not ends:
+            other_reached.set()
+            await asyncio.Event().wait()
+
+    async with running_broker(tmp_path / "data") as url, Client(url) as one, Client(url) as two:
+
+        def publish(bus: Client, progress: Callable[[Progress], Awaitable[None]]) -> asyncio.Task[Receipt]:
+            return asyncio.create_task(
+                bus.publish("updates.twice", container, codec=codec, key="s1", progress=progress)
+            )
+
+        first = publish(one, wait_for_the_other)
+        await asyncio.wait_for(reached.wait(), 10)
+        second = publish(two, stop_there)
+        if ends:
+            stored = await second
+            go_on.set()
+            assert (await first).id == stored.id
+        else:
+            await asyncio.wait_for(other_reached.wait(), 10)
+            go_on.set()
+            second.cancel()
+            stored = await first
+        assert [info.id async for info in one.messages()] == [stored.id]
+        loaded = cast("dict[str, npt.ArrayLike]", await (await one.fetch(stored.id)).load())
+        assert np.allclose(loaded["w"], container["w"], rtol=0.2, atol=elements / 8)
 
 
 async def test_a_message_is_followed_while_it_is_published(tmp_path: Path) -> None:

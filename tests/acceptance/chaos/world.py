@@ -132,10 +132,15 @@ class World:
                     self._older.append(self._processes[who])
                     self._start(who)
                 else:
+                    self._end_double(who)  # of a round before; they have one state folder
                     self._start(who, f"{who}-again")
             case "single":
-                self._processes[f"{who}-again"].kill()
-                self._processes[f"{who}-again"].wait()
+                self._end_double(who)
+
+    def _end_double(self, site: str) -> None:
+        if (process := self._processes.get(f"{site}-again")) is not None:
+            process.kill()
+            process.wait()
 
     def _look_after(self) -> None:
         """Start again what ended because it had to; complain of everything else."""
