@@ -238,7 +238,7 @@ async def test_a_second_upload_with_the_same_key_replaces_the_first(http: aiohtt
 
     async def first() -> int:
         async with http.post(POST, data=pieces(), headers=headers) as answer:
-            await problem(answer, 410, "message-aborted")
+            await problem(answer, 410, "message-replaced")
             return answer.status
 
     lost = asyncio.create_task(first())
