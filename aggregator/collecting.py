@@ -29,7 +29,6 @@ from tensorbus.errors import (
 )
 
 from .bus_update import BusUpdate
-from .control import Switch
 from .deleting import delete_all
 from .events import Emitter
 from .headers import DeclineHeaders, UpdateHeaders, parse_answer
@@ -39,6 +38,7 @@ from .records import Roster
 from .reducers.base import Reducer
 from .rounds import Accepted, Round, Verdict
 from .settling import acknowledge, put_off, shown_site
+from .switch import Switch
 from .updates import Contribution, FoldingInterrupted, NotEnoughUpdates, UpdateRefused
 
 log = logging.getLogger("tensorbus.aggregator")

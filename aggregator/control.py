@@ -7,38 +7,20 @@ is where sites look, who need no right to read anything else; and it outlives al
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from tensorbus.bus.client import Client, Subscription
+from tensorbus.bus.client import Client
 from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.errors import (
-    AlreadySettled,
-    BrokerUnavailable,
-    InvalidRequest,
-    JobCancelled,
-    JobError,
-    NotFound,
-    StoreDamaged,
-    TransferStalled,
-)
 
-from .claim import Claim
-from .job import model_topic, rounds_consumer, rounds_topic
-
-log = logging.getLogger("tensorbus.aggregator")
+from .job import model_topic, rounds_topic
 
 Action = Literal["pause", "resume", "cancel"]
 ACTIONS: Sequence[Action] = ("pause", "resume", "cancel")
-AGAIN = 1.0
-"""Seconds after which the watch goes on when the broker was away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,78 +73,3 @@ def paused_for(orders: Sequence[Order], opened: float, now: float) -> tuple[floa
             total += max(0.0, min(order.at, now) - max(since, opened))
             since = None
     return total, None if since is None else max(since, opened)
-
-
-class Switch:
-    """What was ordered last, and a way to wait for a change.
-
-    Attributes:
-        changed: set when it did; whoever looks clears it.
-    """
-
-    def __init__(self, orders: Sequence[Order] = ()) -> None:
-        self.paused = False
-        self.cancelled = False
-        self.changed = asyncio.Event()
-        self._seq = 0
-        for order in orders:
-            self.turn(order)
-
-    def turn(self, order: Order) -> None:
-        """An order has come; nothing undoes a cancellation."""
-        if order.seq <= self._seq:
-            return  # it is known
-        self._seq = order.seq
-        self.cancelled = self.cancelled or order.action == "cancel"
-        self.paused = order.action == "pause"
-        self.changed.set()
-
-    def cancel(self) -> None:
-        """As if that was ordered; nobody has to."""
-        self.cancelled = True
-        self.changed.set()
-
-    def check(self) -> None:
-        """Raises JobCancelled: that was ordered."""
-        if self.cancelled:
-            raise JobCancelled("the job was cancelled; its last model stays at the broker")
-
-
-def orders_of(bus: Client, job: str) -> Subscription:
-    """The orders that come from now on, to be followed by a `Switch`."""
-    return bus.subscribe(rounds_topic(job), consumer=rounds_consumer(job), start="new", prefetch=16)
-
-
-@asynccontextmanager
-async def following(switch: Switch, deliveries: Subscription, claim: Claim) -> AsyncGenerator[None]:
-    """Have ``switch`` follow orders as they come, for as long as the block runs.
-
-    An order that comes when the claim on the job has passed to another aggregator is left to that one.
-    """
-    watch = asyncio.create_task(_watch(deliveries, switch, claim), name="tensorbus-orders")
-    try:
-        yield
-    finally:
-        watch.cancel()
-        await asyncio.wait([watch])
-
-
-async def _watch(deliveries: Subscription, switch: Switch, claim: Claim) -> None:
-    while True:
-        try:
-            delivery = await anext(deliveries)
-            try:
-                await claim.check()
-            except BaseException:
-                await delivery.nak()  # at once, for whoever has the job
-                raise
-            if delivery.headers.get("kind") == "order":
-                switch.turn(parse_order(delivery.info))
-            await delivery.ack()
-        except (JobError, NotFound):
-            return  # another aggregator has taken the job over, as this one will hear
-        except (AlreadySettled, InvalidRequest, StoreDamaged) as error:
-            log.warning("an order cannot be used: %s", error)
-        except (BrokerUnavailable, TransferStalled) as error:
-            log.info("orders cannot be heard: %s", error)
-            await asyncio.sleep(AGAIN)

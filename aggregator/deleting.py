@@ -34,3 +34,8 @@ async def delete_rounds(bus: Client, topic: str, below: int | None) -> None:
         if below is None or (isinstance(number, int) and number < below):
             old.append(info.id)
     await delete_all(bus, old)
+
+
+async def delete_open(bus: Client, topic: str) -> None:
+    """Give up the messages of a topic that are being published, whoever does."""
+    await delete_all(bus, [info.id for info in await bus.open_messages(topic)])

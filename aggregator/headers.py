@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -130,6 +130,18 @@ class UpdateHeaders:
         examples = cast(float, headers.get("num_examples"))  # __post_init__ checks it
         partial = cast(bool, headers.get("partial", False))
         return cls(site, _round(headers), examples, _metrics(headers.get("metrics")), partial)
+
+
+def mean_metrics(updates: Iterable[UpdateHeaders]) -> dict[str, float]:
+    """Each metric's mean, weighted by num_examples, over the updates that told a number."""
+    sums: dict[str, tuple[float, float]] = {}
+    for update in updates:
+        weight = update.num_examples
+        for name, value in update.metrics.items():
+            if not math.isnan(value):
+                total, weights = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + weight * value, weights + weight)
+    return {name: total / weights for name, (total, weights) in sums.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Protocol
 from tensorbus.codecs.item import Item
 
 from .bus_update import BusUpdate
-from .control import Switch
 from .models import GlobalModel
 from .reducers.base import FindBase, Reducer
 from .rounds import Round
+from .switch import Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Origin(Protocol):
     async def start(self, switch: Switch) -> GlobalModel:
         """The model of the round that is open, in this aggregator's own job; the first one is waited for.
 
+        ``switch`` says whether the job is paused: then nothing new is published, here and in ``follow``.
+
         Raises:
             JobCancelled: the job was cancelled, or ``switch`` says so meanwhile.
         """
@@ -71,8 +73,11 @@ class Origin(Protocol):
         """Delete what is not needed any more, ``model`` being the newest; runs while its round is open."""
         ...
 
-    async def cancel(self) -> None:
-        """The job was cancelled: tell the sites, and delete all but the last model."""
+    async def cancel(self) -> GlobalModel | None:
+        """The job was cancelled: tell the sites, and delete all but the last model.
+
+        The final model, if it was sealed before: then there is nothing to cancel, and nothing was done.
+        """
         ...
 
     async def finish(self) -> None:

@@ -11,7 +11,8 @@ from tensorbus.codecs.residuals import Residuals
 from tensorbus.errors import JobError
 from tensorbus.streaming.relay import Relayed
 
-from .deleting import delete_rounds
+from .control import bury
+from .deleting import delete_open, delete_rounds
 from .events import Emitter
 from .headers import ModelHeaders
 from .job import JobSpec, model_key, model_topic, seed_topic, updates_topic
@@ -41,10 +42,8 @@ class Publisher:
         The key makes it happen once: when this model exists already, that one is returned.
         """
         pipeline = Pipeline.parse(self.spec.down)
-        has_feedback = any(not stage.undone for stage in pipeline.stages)
-        residuals = (
-            await asyncio.to_thread(self.state.residuals) if has_feedback and self.state.lasting else None
-        )
+        keeps = pipeline.keeps_errors and self.state.lasting
+        residuals = await asyncio.to_thread(self.state.residuals) if keeps else None
         headers = ModelHeaders(number, number > self.spec.rounds, self.spec, history)
         return await self._seal(headers, container, pipeline, residuals)
 
@@ -101,14 +100,24 @@ class Publisher:
             await delete_rounds(self.bus, answers, below=model.round if model.final else oldest)
         await delete_rounds(self.bus, seed_topic(job), below=None)
 
-    async def clear(self) -> None:
-        """Delete all but the last model, and what says that the job was cancelled."""
+    async def cancel(self) -> GlobalModel | None:
+        """Tell the sites that the job was cancelled, and delete all but the last model.
+
+        The final model, if it is sealed: then nothing was done. What is being published is given up first,
+        so that no model is sealed after the word that there will be none; whoever reads it hears of it.
+        """
         job = self.spec.job
-        newest = max(await last_models(self.bus, job, 1), default=None)
-        if newest is not None:
-            await delete_rounds(self.bus, model_topic(job), below=newest)
+        await delete_open(self.bus, model_topic(job))
+        models = await last_models(self.bus, job, 1)
+        newest = max(models, default=0)
+        if newest and models[newest].final:
+            return models[newest]
+        await bury(self.bus, job, newest)
+        await delete_rounds(self.bus, model_topic(job), below=newest)
         for topic in (*self._answers(ended=True), seed_topic(job)):
+            await delete_open(self.bus, topic)
             await delete_rounds(self.bus, topic, below=None)
+        return None
 
     def _answers(self, *, ended: bool) -> list[str]:
         """Where the sites' answers are; also where they were before a restart with another setting."""

@@ -142,6 +142,17 @@ class Records:
                 log.warning("record %s on %s is passed over: %s", info.id, info.topic, error)
         return self.ledger
 
+    async def orders(self) -> list[Order]:
+        """Those that lie at the broker at this moment, oldest first."""
+        orders: list[Order] = []
+        async for info in self._bus.messages(rounds_topic(self._job)):
+            if info.headers.get("kind") == "order" and info.headers.get("job") == self._job:
+                try:
+                    orders.append(parse_order(info))
+                except InvalidRequest as error:
+                    log.warning("order %s is passed over: %s", info.id, error)
+        return orders
+
     async def open(self, number: int, at: float) -> float:
         """Round ``number`` begins ``at``, in seconds since the epoch; or when it did, if it has already."""
         known = self.ledger.opened.get(number)

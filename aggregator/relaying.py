@@ -48,8 +48,10 @@ class Relay:
 
     publisher: Publisher
 
-    async def pass_on(self, arriving: Arriving) -> GlobalModel:
+    async def pass_on(self, arriving: Arriving, history: str | None = None) -> GlobalModel:
         """A model above, sealed or not yet, as a sealed one of the region's job; published if need be.
+
+        ``history`` tells of the region's rounds before; that of the job above stays there.
 
         Raises:
             RoundClosed: it was deleted meanwhile.
@@ -61,7 +63,7 @@ class Relay:
             if there is not None:
                 return there
             try:
-                return await self._published(upper, arriving)
+                return await self._published(upper, arriving, history)
             except MessageAborted as error:
                 if upper.sealed:
                     raise
@@ -78,10 +80,10 @@ class Relay:
             )
         return newest.get(upper.round)
 
-    async def _published(self, upper: GlobalModel, arriving: Arriving) -> GlobalModel:
+    async def _published(self, upper: GlobalModel, arriving: Arriving, history: str | None) -> GlobalModel:
         publisher = self.publisher
         spec = replace(publisher.spec, rounds=upper.spec.rounds, down=upper.spec.down)
-        headers = ModelHeaders(upper.round, upper.final, spec)
+        headers = ModelHeaders(upper.round, upper.final, spec, history)
         path = await asyncio.to_thread(publisher.state.relay)
         source = await asyncio.to_thread(_kept, path, upper)
         try:

@@ -14,18 +14,18 @@ from tensorbus.errors import MissingBase
 from tensorbus.streaming.sources import ItemSource
 
 from .bus_update import BusUpdate
-from .control import Switch, bury
 from .events import Emitter
 from .history import appended
 from .inbox import Inbox
 from .job import JobSpec, seed_consumer, seed_topic
 from .layout import Layout
-from .models import GlobalModel, last_models, newest_model
+from .models import GlobalModel, newest_model
 from .origin import ClosedRound
 from .publishing import Publisher
 from .reducers.base import Workspace
 from .reducers.mean import Mean
 from .state_folder import StateFolder
+from .switch import Switch
 from .updates import Contribution
 
 
@@ -91,10 +91,8 @@ class Root:
     async def clean_up(self, model: GlobalModel) -> None:
         await self._publisher.clean_up(model)
 
-    async def cancel(self) -> None:
-        models = await last_models(self._bus, self._spec.job, 1)
-        await bury(self._bus, self._spec.job, max(models, default=0))
-        await self._publisher.clear()
+    async def cancel(self) -> GlobalModel | None:
+        return await self._publisher.cancel()
 
     async def finish(self) -> None:
         await asyncio.to_thread(self._state.remove)
@@ -106,6 +104,7 @@ class Root:
 
     async def _first(self, switch: Switch) -> GlobalModel:
         if self._init is not None:
+            await switch.going(self._emit, 1)
             return await self._publisher.publish(1, self._init)
         job = self._spec.job
         self._emit("waiting", topic=seed_topic(job))
@@ -115,8 +114,8 @@ class Root:
         ):
             seed = None
             while seed is None:
-                switch.check()
                 seed = await inbox.next(switch.changed)
+            await switch.going(self._emit, 1)
             model = await self._seeded(seed)
         # What has published it refers to itself and to the seed's values: they go before the round's come.
         gc.collect()

@@ -19,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .headers import DeclineHeaders, UpdateHeaders
+from .headers import DeclineHeaders, UpdateHeaders, mean_metrics
 from .job import JobSpec
 from .sampling import deadlines_in, drawn_after
 from .staleness import discount
@@ -289,11 +289,4 @@ class Round:
 
     def metrics(self) -> dict[str, float]:
         """The sites' metrics, each weighted by num_examples over the updates that told a number."""
-        sums: dict[str, tuple[float, float]] = {}
-        for entry in self.accepted.values():
-            weight = entry.headers.num_examples
-            for name, value in entry.headers.metrics.items():
-                if not math.isnan(value):
-                    total, weights = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + weight * value, weights + weight)
-        return {name: total / weights for name, (total, weights) in sums.items()}
+        return mean_metrics(entry.headers for entry in self.accepted.values())

@@ -103,14 +103,18 @@ class StateFolder:
             self._residuals = FileResiduals(self.path() / "residuals")
         return self._residuals
 
-    def remove(self) -> None:
-        """The job is done: nothing of it is needed any more."""
+    def release(self) -> None:
+        """Let others work in it. What is here stays, and it is taken again when it is needed."""
         if self._residuals is not None:
             self._residuals.close()
             self._residuals = None
         if self._unlock is not None:
             self._unlock()
             self._unlock = None
+
+    def remove(self) -> None:
+        """The job is done: nothing of it is needed any more."""
+        self.release()
         path = self._path if self._root is None else self._root / self._name
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)

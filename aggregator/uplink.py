@@ -19,7 +19,7 @@ from tensorbus.codecs.base import Sink
 from tensorbus.codecs.bases import Base
 from tensorbus.codecs.pipeline import Pipeline
 from tensorbus.codecs.residuals import Residuals
-from tensorbus.errors import JobCancelled
+from tensorbus.errors import JobCancelled, MessageAborted
 from tensorbus.streaming.base_files import open_base
 from tensorbus.streaming.headers import Envelope
 
@@ -117,16 +117,22 @@ class Uplink:
         residuals = await self._residuals() if self._has_feedback and not exactly else None
         attempt = 1
         while True:
-            receipt = await self.bus.publish(
-                self.topic,
-                container,
-                codec=pipeline,
-                headers=headers.to_headers(job),
-                key=self._key(attempt),
-                progress=progress,
-                base=base,
-                residuals=None if residuals is None else Deferred(residuals),
-            )
+            try:
+                receipt = await self.bus.publish(
+                    self.topic,
+                    container,
+                    codec=pipeline,
+                    headers=headers.to_headers(job),
+                    key=self._key(attempt),
+                    progress=progress,
+                    base=base,
+                    residuals=None if residuals is None else Deferred(residuals),
+                )
+            except MessageAborted:
+                if not await self._is_over(job, number):
+                    raise
+                log.warning("job %s was cancelled while the update of %s was sent", job, self.site)
+                return None
             if not receipt.duplicate or await self._is_stored(self._key(attempt)):
                 return receipt
             attempt += 1  # the aggregator refused that one, and deleted it
@@ -178,7 +184,7 @@ class Uplink:
 
     @property
     def _has_feedback(self) -> bool:
-        return any(not stage.undone for stage in self.pipeline.stages)
+        return self.pipeline.keeps_errors
 
     async def _residuals(self) -> Residuals:
         """The residuals, which have advanced if the last update counted.

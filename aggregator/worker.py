@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from tensorbus.bus.client import Client
@@ -30,23 +28,21 @@ from tensorbus.errors import (
     TransferStalled,
 )
 
-from .bus_update import BusUpdate
 from .claim import Claim
-from .collecting import REFUSED, Collector
-from .control import Switch, following, orders_of, paused_for
 from .events import Emitter, Event
 from .inbox import Inbox
 from .job import JobSpec, rounds_consumer, seed_consumer, state_name, updates_consumer
 from .layout import Layout
-from .models import GlobalModel, finder, last_models
-from .origin import ClosedRound, Origin
-from .records import Ledger, Records, Roster
+from .models import GlobalModel
+from .origin import Origin
+from .records import Ledger, Records
 from .reducers.base import Reducer, Workspace
 from .reducers.spec import ReducerSpec
 from .root import Root
-from .rounds import Round
+from .session import Session
 from .state_folder import StateFolder
-from .updates import FoldingInterrupted, NotEnoughUpdates
+from .switch import Switch, obeying, orders_of
+from .updates import FoldingInterrupted
 
 log = logging.getLogger("tensorbus.aggregator")
 
@@ -138,15 +134,15 @@ class Aggregator:
         try:
             async with orders_of(self._bus, self._spec.job) as orders:
                 ledger = await self._records.read()
-                switch = Switch(ledger.orders)
-                async with following(switch, orders, self._claim):
-                    switch.check()
-                    model = await self._rounds(await self._origin.start(switch), ledger, switch)
+                switch = Switch(ledger.orders, self._records.orders)
+                model = await obeying(self._job(ledger, switch), switch, orders, self._claim)
         except JobCancelled as cancelled:
-            await self._origin.cancel()
-            await self._end()
-            self._emit("cancelled", reason=str(cancelled))
-            raise
+            ended = await self._origin.cancel()
+            if ended is None:
+                await self._end()
+                self._emit("cancelled", reason=str(cancelled))
+                raise
+            model = ended  # the order came when everything was done
         await self._origin.clean_up(model)
         await self._end()
         self._emit("done", round=model.round, message=model.info.id)
@@ -160,14 +156,15 @@ class Aggregator:
 
     # --- rounds --------------------------------------------------------------------------------------
 
-    async def _rounds(self, model: GlobalModel, ledger: Ledger, switch: Switch) -> GlobalModel:
-        """All rounds from that of ``model`` on; the final model."""
+    async def _job(self, ledger: Ledger, switch: Switch) -> GlobalModel:
+        """All rounds that are still to come; the final model."""
+        switch.check()
+        model = await self._origin.start(switch)
         if model.final:
             return model
         reducer = await self._reducer_for(model)
-        await reducer.commit(
-            model.round
-        )  # the process before this one may have been killed just before it did
+        # The process before this one may have been killed just before it did.
+        await reducer.commit(model.round)
         held = max(self._spec.sites, self._spec.full) * (2 + self._spec.staleness) + 16
         async with (
             self._bus.subscribe(
@@ -178,95 +175,13 @@ class Aggregator:
             ) as deliveries,
             Inbox(self._bus, deliveries, self._spec.job, self._claim) as inbox,
         ):
+            session = Session(
+                self._bus, self._spec, self._emit, self._records, self._origin, ledger, switch, inbox, reducer
+            )
             while not model.final:
                 async with _beside(self._clean_up(model)):
-                    model = await self._round(model, reducer, inbox, ledger, switch)
+                    model = await session.round(model)
         return model
-
-    async def _round(
-        self, model: GlobalModel, reducer: Reducer, inbox: Inbox, ledger: Ledger, switch: Switch
-    ) -> GlobalModel:
-        """Collect the updates of the round that ``model`` begins; the model that follows, sealed."""
-        models = {model.round: model}
-        if self._spec.staleness:
-            models |= await last_models(self._bus, self._spec.job, self._spec.staleness + 1)
-        find_base = finder(self._bus, models)
-        await reducer.begin(model.round, find_base)
-        await reducer.reset()
-        opened = await self._open(model, min(models), reducer.least, ledger)
-        collector = Collector(self._bus, opened, models, reducer, self._emit, switch, time.monotonic)
-        current = BusUpdate(await self._bus.fetch(model.info.id))
-        closed = ClosedRound(model, opened, reducer, current, find_base)
-        attempt = 0
-        if (roster := ledger.rosters.get(model.round)) is not None:
-            attempt = roster.attempt
-            await collector.replay(roster)
-        while True:
-            if not opened.closed:
-                attempt += 1
-                accepted = await collector.collect(inbox)
-                await self._decide(Roster.of(opened.number, attempt, accepted, opened.left))
-            self._tell_closing(opened)
-            try:
-                made = await self._origin.make(closed)
-                break
-            except NotEnoughUpdates as error:
-                collector.wait_for_more(error)
-            except REFUSED as error:
-                await collector.reopen(error, partial(self._origin.make, closed))
-        following_model = await self._origin.follow(closed, made)
-        await reducer.commit(following_model.round)
-        self._emit("settled", round=opened.number, updates=await collector.settle())
-        return following_model
-
-    async def _open(self, model: GlobalModel, oldest: int, least: int, ledger: Ledger) -> Round:
-        """The round as it stands: it may have begun before this process did, and be paused."""
-        number, wall, now = model.round, time.time(), time.monotonic()
-        began = min(wall, await self._records.open(number, wall))
-        paused, since = paused_for(ledger.orders, began, wall)
-        ledger.orders.clear()  # from here on the switch tells
-        opened = Round(
-            self._spec, number, now - (wall - began) + paused, ledger.before(number), oldest, least
-        )
-        if since is not None:
-            opened.pause(now - max(0.0, wall - since))
-        self._emit(
-            "round",
-            round=number,
-            rounds=self._origin.rounds(model),
-            sites=self._spec.full,
-            expected=opened.expected,
-            quorum=opened.enough,
-            deadline=self._spec.deadline,
-            mode=self._spec.mode,
-        )
-        if opened.paused:
-            self._emit("paused", round=number)
-        return opened
-
-    async def _decide(self, roster: Roster) -> None:
-        """Have it on record of what the model is made, before it is made."""
-        decided = await self._records.close(roster)
-        if decided.entries != roster.entries:
-            raise FoldingInterrupted(
-                f"another aggregator has closed round {roster.number} with other updates"
-            )
-
-    def _tell_closing(self, opened: Round) -> None:
-        behind = opened.behind
-        self._emit(
-            "closing",
-            round=opened.number,
-            sites=list(dict.fromkeys(site for site, _ in opened.accepted)),
-            updates=len(opened.accepted),
-            num_examples=opened.examples,
-            weight=opened.weight,
-            stale=sum(rounds > 0 for rounds in behind),
-            behind=sum(behind) / len(behind),
-            declined=sorted(opened.declined),
-            left=sorted(opened.left),
-            metrics=opened.metrics(),
-        )
 
     async def _clean_up(self, model: GlobalModel) -> None:
         await self._origin.clean_up(model)

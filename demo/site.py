@@ -131,7 +131,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--url", required=True, help="Address of the broker.")
+@click.option("--url", required=True, help="Address of the broker, or of several.")
 @click.option("--job", required=True)
 @click.option("--site", required=True, help="This site's name.")
 @click.option("--model", required=True, type=click.Path(exists=True, path_type=Path), help="Its folder.")

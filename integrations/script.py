@@ -75,7 +75,7 @@ def run(script: Path, arguments: tuple[str, ...], callback: FederatedCallback) -
     show_envvar=True,
     default="http://127.0.0.1:8080",
     show_default=True,
-    help="Address of the broker.",
+    help="Address of the broker; of several of one store, with commas between them.",
 )
 @click.option("--token", envvar="TENSORBUS_TOKEN", show_envvar=True, help="Access token.")
 @click.option(

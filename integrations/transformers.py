@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tensorbus.aggregator.job import check_name
 from tensorbus.aggregator.sync import SyncParticipant
+from tensorbus.bus.client.addresses import Urls
 from tensorbus.bus.client.sync import SyncClient
 from tensorbus.errors import InvalidRequest, JobError, TensorbusError
 
@@ -52,7 +53,7 @@ class FederatedCallback(TrainerCallback):
     loss.
 
     Args:
-        bus: URL of the broker, or a SyncClient, which is then left open.
+        bus: URL of the broker (or several, see `Client`), or a SyncClient, which is then left open.
         job, site, base, state: see `Participant`.
         token: with a URL.
         steps: of the optimizer in a round. None shares out what the script asks for, ``max_steps`` or epochs,
@@ -67,7 +68,7 @@ class FederatedCallback(TrainerCallback):
 
     def __init__(
         self,
-        bus: SyncClient | str,
+        bus: SyncClient | Urls,
         *,
         job: str,
         site: str,
@@ -102,7 +103,7 @@ class FederatedCallback(TrainerCallback):
                 "site train in one process, or take part with SyncParticipant in the first one"
             )
         client = self._client = (
-            SyncClient(self._bus, self._token) if isinstance(self._bus, str) else self._bus
+            self._bus if isinstance(self._bus, SyncClient) else SyncClient(self._bus, self._token)
         )
 
         def begin() -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from federating.gated import COUNT, Gated
 from tensorbus.aggregator.arriving import Arriving
 from tensorbus.aggregator.events import Emitter, Event
 from tensorbus.aggregator.headers import ModelHeaders
@@ -26,8 +27,6 @@ from tensorbus.aggregator.relaying import Relay
 from tensorbus.aggregator.state_folder import StateFolder
 from tensorbus.bus.client import Client, Progress
 from tensorbus.bus.testing import running_broker
-from tensorbus.codecs.dtypes import DTYPES
-from tensorbus.codecs.item import Item, ItemSpec
 from tensorbus.errors import MessageAborted
 from tensorbus.streaming.sources import ItemSource
 
@@ -37,24 +36,6 @@ PATIENCE = 15.0
 
 WORLD = JobSpec("world", sites=1, rounds=1, quorum=1, deadline=600)
 EU = JobSpec("eu", sites=1, rounds=1000, quorum=1, deadline=600)
-COUNT = 6 << 20
-"""Elements of the model: 24 MiB, 25 frames."""
-HALF = COUNT // 2
-
-
-class Gated(Item):
-    """A tensor whose second half is to be had only when the gate is open."""
-
-    def __init__(self, fill: float, gate: threading.Event) -> None:
-        self.spec = ItemSpec("w", DTYPES["float32"], (COUNT,))
-        self._values = np.arange(COUNT, dtype=np.float32) + np.float32(fill)
-        self._gate = gate
-
-    def read(self, offset: int, count: int) -> memoryview:
-        """Waits, if need be."""
-        if offset + count > HALF:
-            assert self._gate.wait(PATIENCE)
-        return self._values[offset : offset + count].view(np.uint8).data
 
 
 @dataclass

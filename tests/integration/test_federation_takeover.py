@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tensorbus.aggregator import inbox as inboxes
+from tensorbus.aggregator import switch as switches
 from tensorbus.aggregator.claim import Claim
-from tensorbus.aggregator.control import Switch, following, give_order, orders_of
+from tensorbus.aggregator.control import give_order
 from tensorbus.aggregator.inbox import Inbox
 from tensorbus.aggregator.job import (
     claims_topic,
@@ -19,6 +20,8 @@ from tensorbus.aggregator.job import (
     updates_consumer,
     updates_topic,
 )
+from tensorbus.aggregator.switch import Switch, obeying, orders_of
+from tensorbus.aggregator.updates import FoldingInterrupted
 from tensorbus.bus.client import Client
 from tensorbus.bus.testing import running_broker
 from tensorbus.errors import JobError
@@ -97,14 +100,14 @@ async def test_of_two_that_begin_at_once_the_later_claim_has_the_job(bus: Client
 async def test_an_order_is_left_to_whoever_has_the_job_now(bus: Client) -> None:
     """The consumer of orders has one name for all aggregators as well."""
     first, second = Claim(bus, JOB), Claim(bus, JOB)
-    switch = Switch()
     async with asyncio.timeout(PATIENCE):
         await first.hold()
-        async with orders_of(bus, JOB) as orders, following(switch, orders, first):
+        async with orders_of(bus, JOB) as orders:
+            work = asyncio.create_task(obeying(asyncio.sleep(PATIENCE), Switch(), orders, first))
             await second.hold()
             await give_order(bus, JOB, "cancel")
-            while (await bus.consumer(rounds_consumer(JOB))).ack_pending == 0:
-                await asyncio.sleep(0.01)
+            with pytest.raises(JobError, match="taken over"):
+                await work
         async with (
             Client(bus.url) as other,
             other.subscribe(
@@ -112,4 +115,24 @@ async def test_an_order_is_left_to_whoever_has_the_job_now(bus: Client) -> None:
             ) as orders,
         ):
             assert (await anext(orders)).headers["action"] == "cancel"
-    switch.check()
+
+
+async def test_whoever_is_superseded_ends_whatever_it_is_at(
+    bus: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it waits for somebody to resume the job, or to publish, and no order comes; nor does it end
+    its work because somebody else has deleted its consumer: it begins anew.
+    """
+    monkeypatch.setattr(switches, "LOOK_AGAIN", 0.05)
+    first, second = Claim(bus, JOB), Claim(bus, JOB)
+    async with asyncio.timeout(PATIENCE):
+        await first.hold()
+        async with orders_of(bus, JOB) as orders:
+            await bus.delete_consumer(rounds_consumer(JOB))
+            with pytest.raises(FoldingInterrupted, match="was deleted"):
+                await obeying(asyncio.sleep(PATIENCE), Switch(), orders, first)
+        async with orders_of(bus, JOB) as orders:
+            work = asyncio.create_task(obeying(asyncio.sleep(PATIENCE), Switch(), orders, first))
+            await second.hold()
+            with pytest.raises(JobError, match="taken over"):
+                await work

@@ -278,6 +278,7 @@ async def test_a_killed_region_goes_on_to_the_same_model(
 ) -> None:
     """Whatever was passed on, summed or sent: each update counts exactly once, in two rounds."""
     federation = Federation(pair.folder, spec())
+    examples = {"eu": 845.0, "world": 945.0}
     await pair.upper.publish("fl.world.seed", seed())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(federation.aggregate(pair.upper, spec(sites=2), None))
@@ -294,6 +295,10 @@ async def test_a_killed_region_goes_on_to_the_same_model(
         [model] = (await last_models(bus, job, 1)).values()
         assert (model.round, model.final) == (3, True)
         same(cast(Arrays, await model.load()), undisturbed)
+        told = json.loads(model.headers.history or "[]")
+        assert [(number, updates) for number, updates, _ in told] == [(1, 2), (2, 2)]
+        # Σ examples · loss is 1 for each site, and for a region so many times its examples.
+        assert told[-1][2]["loss"] == pytest.approx((2 if job == "eu" else 3) / examples[job], rel=1e-4)
         assert [info async for info in bus.messages(updates_topic(job))] == []
         assert await bus.consumers() == []
     assert not any((pair.folder / "state").rglob("*.frames"))

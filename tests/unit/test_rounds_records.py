@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tensorbus.aggregator.control import Order, Switch, paused_for
+from tensorbus.aggregator.control import Order, paused_for
 from tensorbus.aggregator.headers import UpdateHeaders
 from tensorbus.aggregator.records import Entry, Ledger, Roster
 from tensorbus.aggregator.rounds import Accepted
+from tensorbus.aggregator.switch import Switch
 from tensorbus.errors import InvalidRequest, JobCancelled
 
 
