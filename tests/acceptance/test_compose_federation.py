@@ -1,7 +1,7 @@
 """The compose files, run for real: images are built, containers started, and a federation comes to its end.
 
-`plain` is compose.yaml with the profile `demo`; `secure` has tokens and HTTPS and is watched by a Prometheus;
-`cluster` is compose.cluster.yaml, of which a NATS server and a gateway are killed in the midst.
+`plain` is compose.yaml with the profile `demo`; `secure` the same with tokens and HTTPS, watched by a
+Prometheus; `cluster` is compose.cluster.yaml, of which a NATS server and a gateway are killed in the midst.
 ``TENSORBUS_COMPOSE`` names what stands for `docker compose`; without it, `docker compose` or
 `podman-compose` is taken where its engine answers, and where none does these tests are skipped. `cluster`
 runs only if ``TENSORBUS_COMPOSE_VARIANTS`` names it.
@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tensorbus.aggregator.job import update_key
 from tensorbus.bus.client import Client, TlsSettings
-from tensorbus.errors import Unauthorized
+from tensorbus.errors import Forbidden, Unauthorized
 from tensorbus.streaming.decoder import SliceEvent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +65,8 @@ VARIANTS = {
     "plain": Variant(("deploy/compose.yaml",), ("demo",), ("broker", "aggregator", *SITES), secrets=False),
     "secure": Variant(
         ("deploy/compose.yaml", "deploy/compose.secure.yaml", f"{STANDINS}/prometheus.yaml"),
-        ("observe",),
-        ("broker", "aggregator", "prometheus"),
+        ("demo", "observe"),
+        ("broker", "aggregator", *SITES, "prometheus"),
     ),
     "cluster": Variant(
         ("deploy/compose.cluster.yaml", f"{STANDINS}/cluster.yaml"),
@@ -99,7 +100,7 @@ pytestmark = pytest.mark.skipif(
 
 LONG = pytest.mark.skipif(
     "cluster" not in os.environ.get("TENSORBUS_COMPOSE_VARIANTS", ""),
-    reason="takes five minutes more: TENSORBUS_COMPOSE_VARIANTS=cluster",
+    reason="takes two minutes more: TENSORBUS_COMPOSE_VARIANTS=cluster",
 )
 
 
@@ -209,17 +210,19 @@ def test_broker_answers_on_the_loopback_port(federation: Federation) -> None:
 def test_the_health_checks_pass(federation: Federation) -> None:
     """What the compose files ask for in the containers that are ours is answered well."""
     asyncio.run(_reachable(federation))
-    for service in federation.variant.services:
-        check = _inspected(federation, service)["Config"].get("Healthcheck")
-        if check and service not in NATS:  # the stand-in for their image has no wget
+    for service, container in _inspected(federation).items():
+        if check := container["Config"].get("Healthcheck"):
             kind, *command = check["Test"]
             assert kind == "CMD"
-            federation.compose("exec", "-T", service, *command)
+            done = subprocess.run(
+                [_engine(), "exec", container["Id"], *command], capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, f"{service}: {done.stdout}{done.stderr}"
 
 
-@on("plain", "cluster")
+@on("plain", "secure", "cluster")
 def test_federation_of_the_sites_comes_to_its_end(federation: Federation) -> None:
-    """Both sites train, the aggregator folds their changes, and the final model is a finite change itself.
+    """Both sites train, answering each on its own topic; the final model is a finite change of the first.
 
     Of the cluster, a NATS server and a gateway are killed as soon as there is a first model.
     """
@@ -229,6 +232,7 @@ def test_federation_of_the_sites_comes_to_its_end(federation: Federation) -> Non
     changed = asyncio.run(_final_change(federation))
     assert changed
     assert all(np.isfinite(change).all() for change in changed)
+    asyncio.run(_answered(federation))
 
 
 @on("plain")
@@ -283,14 +287,14 @@ def _alerts(api: str) -> dict[str, str]:
     return {rule["name"]: rule["state"] for rule in group["rules"]}
 
 
-@on("plain", "secure")
+@on("plain", "secure", "cluster")
 def test_containers_have_no_rights_and_know_their_limits(federation: Federation) -> None:
     """A root file system that nobody writes to, no capabilities, and a limit of memory."""
-    for service in federation.variant.services:
-        host = _inspected(federation, service)["HostConfig"]
+    for service, container in _inspected(federation).items():
+        host = container["HostConfig"]
         assert host["ReadonlyRootfs"] is True, service
         assert host["Memory"] >= 1 << 29, service
-        assert not _inspected(federation, service)["EffectiveCaps"], service
+        assert not container["EffectiveCaps"], service
 
 
 @on("secure", "cluster")
@@ -306,6 +310,21 @@ def test_nobody_gets_in_without_a_token(federation: Federation) -> None:
         asyncio.run(look(None))
     assert "notes" in asyncio.run(look("root"))
     assert "notes" not in asyncio.run(look("site-b"))
+
+
+@on("secure", "cluster")
+def test_a_site_speaks_for_itself_only(federation: Federation) -> None:
+    """With its token it publishes neither as another site, nor models, nor orders."""
+    job = f"fl.{SETTINGS['JOB']}"
+
+    async def publish(user: str, topic: str) -> None:
+        async with federation.client(user) as bus:
+            await bus.publish(topic, b"x", key="forged")
+
+    asyncio.run(_reachable(federation))
+    for topic in ("updates.site-a", "updates", "seed", "model", "rounds"):
+        with pytest.raises(Forbidden):
+            asyncio.run(publish("site-b", f"{job}.{topic}"))
 
 
 async def _reachable(federation: Federation) -> None:
@@ -343,6 +362,14 @@ async def _final_change(federation: Federation) -> list[npt.NDArray[np.float32]]
     raise AssertionError("the subscription ended before the final model came")
 
 
+async def _answered(federation: Federation) -> None:
+    """Each site has published its update, on the topic that its token is for."""
+    job = SETTINGS["JOB"]
+    for site in SITES:
+        async with federation.client(site) as bus:
+            assert await bus.receipt(f"fl.{job}.updates.{site}", update_key(job, 1, site)), site
+
+
 def _change(event: SliceEvent) -> npt.NDArray[np.float32]:
     """The change in a slice; it can be decoded without the weights, which the sites have."""
     values = np.zeros(event.count, np.float32)
@@ -362,14 +389,18 @@ def _json(url: str) -> Any:
             time.sleep(0.5)
 
 
-def _inspected(federation: Federation, service: str) -> dict[str, Any]:
-    """What the engine knows of the container of ``service``."""
-    for container in federation.compose("ps", "-q").split():
-        told = subprocess.run([_engine(), "inspect", container], capture_output=True, text=True, timeout=60)
-        for found in json.loads(told.stdout or "[]"):
-            if found["Config"]["Labels"].get("com.docker.compose.service") == service:
-                return found
-    raise AssertionError(f"{service} has no container")
+def _inspected(federation: Federation) -> dict[str, dict[str, Any]]:
+    """What the engine knows of the container of each service."""
+    containers = federation.compose("ps", "-q").split()
+    # Lines that a compose command says besides are no containers, and what there is of the others is told.
+    told = subprocess.run([_engine(), "inspect", *containers], capture_output=True, text=True, timeout=60)
+    found = {
+        container["Config"]["Labels"]["com.docker.compose.service"]: container
+        for container in json.loads(told.stdout)
+        if "com.docker.compose.service" in container.get("Config", {}).get("Labels", {})
+    }
+    assert found.keys() == set(federation.variant.services)
+    return found
 
 
 def _engine() -> str:
