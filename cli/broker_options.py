@@ -58,7 +58,7 @@ def broker_options(command: Callable[..., None]) -> Callable[..., None]:
         show_envvar=True,
         default=DEFAULT_URL,
         show_default=True,
-        help="Address of the broker.",
+        help="Address of the broker; of several of one store, with commas between them.",
     )(command)
 
 

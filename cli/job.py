@@ -52,8 +52,8 @@ def status(job: str, as_json: bool, url: str, token: str | None) -> None:
 def pause(job: str, as_json: bool, url: str, token: str | None) -> None:
     """Let no round close until the job is resumed.
 
-    Sites go on with what they are at, and their updates are taken; a model that is being made already still
-    comes. The deadline waits as well.
+    Sites go on with what they are at, and their updates are taken; a model that has begun to be published
+    still comes, and no other one. The deadline waits as well.
     """
     _order("pause", job, as_json, url, token)
 
@@ -74,8 +74,8 @@ def resume(job: str, as_json: bool, url: str, token: str | None) -> None:
 def cancel(job: str, as_json: bool, url: str, token: str | None) -> None:
     """End a job for good.
 
-    The aggregator ends, and the sites' loops do, with an error that says so. The last model stays at the
-    broker, updates and records go. It cannot be undone.
+    The aggregator ends, and the sites' loops do, with an error that says so. What is on its way is given up.
+    The last model stays at the broker, updates and records go. It cannot be undone.
     """
     _order("cancel", job, as_json, url, token)
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import click
 
@@ -208,7 +209,11 @@ async def serve(
     log.info("stopped")
 
 
-def stop_on_signals(server: Server) -> asyncio.Event:
+class _Hurried(Protocol):
+    def hurry(self) -> None: ...
+
+
+def stop_on_signals(server: _Hurried) -> asyncio.Event:
     """What the first SIGTERM or SIGINT sets; after the second no transfer is waited for; the third kills."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()

@@ -128,7 +128,7 @@ async def _watch(bus: Client, view: View, board: Board, console: Console) -> Non
     seen, news = asyncio.Event(), asyncio.Event()
 
     def show(status: dict[str, object]) -> None:
-        board.show(status)
+        board.show(status, bus.url)
         news.set()
 
     def lost(reason: str) -> None:

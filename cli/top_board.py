@@ -13,12 +13,15 @@ from rich.text import Text
 
 from .output import size
 from .top_reading import Part, printable
-from .top_sections import Section, sections, span
+from .top_section import Section
+from .top_sections import sections, span
 
 LEAST_TITLE = 20
 """Columns of the names, in windows however narrow."""
 NEARLY_FULL = 0.1
 """Share of the disk that is left when it is shown in red."""
+UNLIMITED = 1 << 60
+"""Bytes of room that a store says it has when nobody has set it a limit."""
 BESIDE = 110
 """Columns from which on the disk stands beside the figures."""
 LEAST = 2
@@ -40,8 +43,9 @@ class Board:
         self._heard = time.monotonic()
         self._lost: tuple[float, str] | None = None
 
-    def show(self, status: dict[str, object]) -> None:
-        """This is how things stand now."""
+    def show(self, status: dict[str, object], url: str) -> None:
+        """This is how things stand now, as the broker at ``url`` says; that may be another one now."""
+        self._url = url
         self._status = Part(status)
         self._heard = time.monotonic()
         self._lost = None
@@ -152,7 +156,7 @@ def _trouble(totals: Part) -> Text:
 
 def _disk(disk: Part) -> Table | None:
     free, whole = disk.number("free"), disk.number("size")
-    if free is None or not whole:
+    if free is None or not whole or whole >= UNLIMITED:
         return None
     style = "red" if free / whole < NEARLY_FULL else ""
     bar = ProgressBar(total=whole, completed=whole - free, width=12, complete_style=style or "bar.complete")

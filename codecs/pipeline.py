@@ -84,6 +84,16 @@ class Pipeline:
                 return cast("float", stage.config()["norm"])
         return None
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the same values are other bytes in each message, as the noise is drawn anew."""
+        return any(stage.private and stage.name != "clip" for stage in self.stages)
+
+    @property
+    def keeps_errors(self) -> bool:
+        """Whether a stage keeps what was left out of a message, for the next one: see `Residuals`."""
+        return any(not stage.undone and not stage.private for stage in self.stages)
+
     def resolved(self, context: CodecContext) -> Pipeline:
         """The pipeline with the id of the base in each stage that left it to the context.
 

@@ -23,17 +23,21 @@ from .scratch import pieces, scratch
 Floats = npt.NDArray[np.float32]
 
 
+SEED_BYTES = 32
+
+
 class Privacy:
     """The norm of one message, and the seed of its noise.
 
     Attributes:
         limit: what ``clip`` bounds the norm to.
-        seed: 32 random bytes. Who knows them can take the noise off: they are not sent, written or logged.
+        seed: random bytes, drawn here if none are given. Who knows them can take the noise off: they are not
+            sent, written or logged.
     """
 
     def __init__(self, limit: float, seed: bytes | None = None) -> None:
         self.limit = limit
-        self.seed = seed if seed is not None else secrets.token_bytes(32)
+        self.seed = seed if seed is not None else secrets.token_bytes(SEED_BYTES)
         self._norm: float | None = None
 
     @property

@@ -18,7 +18,7 @@ from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.devices import buffer_maker
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.codecs.pipeline import Pipeline
-from tensorbus.codecs.privacy import Privacy
+from tensorbus.codecs.privacy import SEED_BYTES, Privacy
 from tensorbus.errors import LimitExceeded
 
 from .ahead import in_order
@@ -97,7 +97,8 @@ class ContainerEncoder:
         context: CodecContext = NO_CONTEXT,
     ) -> None:
         if (limit := pipeline.clip) is not None:
-            context = replace(context, privacy=Privacy(limit))
+            # What is clipped only has the same bytes in another process, which may go on with its upload.
+            context = replace(context, privacy=Privacy(limit, None if pipeline.noisy else bytes(SEED_BYTES)))
         resolved = pipeline.resolved(context)
         self._source = source
         self._pipeline = resolved

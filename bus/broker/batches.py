@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.messages import MessageInfo, Receipt
-from tensorbus.bus.stores.base import Listing, Store, Terms
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.values import Listing, Terms
 from tensorbus.bus.topics import check_key
 from tensorbus.errors import InvalidRequest, LimitExceeded, TensorbusError
 from tensorbus.streaming.whole import check_whole

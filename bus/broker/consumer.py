@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from tensorbus.bus.activity import Redelivery, Trouble
 from tensorbus.bus.consumers import ConsumerConfig, dead_letter_topic
-from tensorbus.bus.stores.base import StoredConsumer, StoredDelivery
+from tensorbus.bus.stores.values import StoredConsumer, StoredDelivery
 from tensorbus.errors import AlreadySettled, DeliveryExpired, NotFound
 
 from .pending import Pending, return_credit

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from tensorbus.bus.activity import Trouble
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig, ConsumerInfo
-from tensorbus.bus.stores.base import Store, StoredConsumer, StoredDelivery
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.values import StoredConsumer, StoredDelivery
 from tensorbus.bus.topics import check_consumer_name, matches
 from tensorbus.errors import Conflict, InvalidRequest, LimitExceeded, NotFound, TooManyRequests
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from tensorbus.bus.dead import MAX_DEATHS, Death
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.stores.base import Copy
+from tensorbus.bus.stores.values import Copy
 from tensorbus.bus.topics import matches
 from tensorbus.errors import Conflict, NotFound, StoreDamaged, TensorbusError
 

@@ -19,7 +19,7 @@ from functools import partial
 
 from tensorbus.bus.consumers import MAX_ACK_PENDING, MAX_ACK_WAIT, MAX_INLINE, DeliveryInfo
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.stores.base import HandedOver, HandOver, StoredMessage
+from tensorbus.bus.stores.values import HandedOver, HandOver, StoredMessage
 from tensorbus.bus.topics import is_literal, matches
 from tensorbus.errors import Conflict, InvalidRequest, NotFound, StoreDamaged, TensorbusError
 

@@ -63,6 +63,11 @@ class FrameSource:
         except OSError as problem:
             raise _unreadable(offset, problem) from problem
 
+    def doubt(self) -> bool:
+        """What was read is not what it should be: whether there is a better place to read it from, which is
+        taken from now on. See `RemoteFrames`."""
+        return self.remote is not None and self.remote.doubt()
+
     def close(self) -> None:
         """Give the descriptor back. Idempotent."""
         if self.remote is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tensorbus.bus.quotas import over_bytes, over_messages
-from tensorbus.bus.stores.base import Usage
+from tensorbus.bus.stores.values import Usage
 from tensorbus.errors import QuotaExceeded
 
 from .wakeup import Wakeup

@@ -12,7 +12,8 @@ from tensorbus.bus.activity import Transfer
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.measures import Measures
 from tensorbus.bus.messages import MessageInfo, Receipt
-from tensorbus.bus.stores.base import Store, StoredUpload
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.values import StoredUpload
 from tensorbus.errors import BrokerBusy, BrokerUnavailable, Conflict, LimitExceeded, MessageReplaced
 
 from .consumers import Consumers

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tensorbus.bus.quotas import too_large
-from tensorbus.bus.stores.base import Store, StoredPolicy, Terms
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.values import StoredPolicy, Terms
 
 from .leases import Account, Lease
 from .open_message import OpenMessage, Phase

@@ -21,7 +21,8 @@ from itertools import takewhile
 from tensorbus.bus.clock import Clock
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.policies import PolicyConfig, PolicyInfo, check_policy_name
-from tensorbus.bus.stores.base import Store, StoredPolicy, Usage
+from tensorbus.bus.stores.base import Store
+from tensorbus.bus.stores.values import StoredPolicy, Usage
 from tensorbus.bus.topics import matches, overlap
 from tensorbus.errors import Conflict, LimitExceeded, NotFound
 

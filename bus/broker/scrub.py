@@ -160,6 +160,7 @@ class Scrubber:
 
     async def _verify_frames(self, info: MessageInfo, source: FrameSource, pace: _Pace) -> None:
         await self._step(lambda: check_size(source, info.bytes))
+        source.doubt()  # what this process remembers of it, and copies that lag, are not what is asked for
         check = Verification(source, info.bytes, info.digest)
         await self._step(lambda: _forget(source))
         while check.verified < info.bytes:

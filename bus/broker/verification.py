@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from typing import NoReturn
 
-from tensorbus.errors import StoreDamaged
+from tensorbus.errors import StoreDamaged, StoreUnavailable
 from tensorbus.streaming import checksum
 from tensorbus.streaming.frames import MAGIC, PRELUDE, VERSION, Kind
 from tensorbus.streaming.limits import DEFAULT_LIMITS
@@ -69,6 +70,7 @@ class Verification:
         self._located = start == 0
         self._failure: StoreDamaged | None = None
         self._held = (0, 0)
+        self._doubted = False
         self.verified = 0
         self.frames = 0
 
@@ -79,6 +81,7 @@ class Verification:
 
         Raises:
             StoreDamaged: the next frame is not what was stored; nothing of it may be used.
+            StoreUnavailable: frames before were not, but those that are stored are.
         """
         if self._failure is not None:
             raise self._failure
@@ -92,13 +95,24 @@ class Verification:
             while self.verified <= position or (
                 self.verified < position + WINDOW and self.verified < self._size
             ):
-                self._frame(view)
+                self._sure_frame(view)
         except StoreDamaged as damage:
             self._failure = damage
             raise
         return self.verified
 
     # --- one frame -----------------------------------------------------------------------------------
+
+    def _sure_frame(self, view: memoryview) -> None:
+        """One frame; one that is not what was stored is read again if there is a better place for that."""
+        try:
+            self._frame(view)
+        except StoreDamaged:
+            if not self._source.doubt():
+                raise
+            self._held = (0, 0)
+            self._doubted = True
+            self._frame(view)
 
     def _frame(self, view: memoryview) -> None:
         start = self.verified
@@ -153,10 +167,24 @@ class Verification:
 
     def _check_digest(self, digest: str) -> None:
         if self._digest is not None and digest != self._digest:
+            if self._doubted or self._source.doubt():
+                self._look_again()
             raise StoreDamaged(
                 f"its frames have the digest {digest[:16]}…, not {self._digest[:16]}…: "
                 "they are whole, but not those of this message"
             )
+
+    def _look_again(self) -> NoReturn:
+        """Frames that were read before there was doubt may be whole, and older than those of this message.
+
+        Raises StoreUnavailable if that was so: a part of them has been let go. StoreDamaged if it was not.
+        """
+        again = Verification(self._source, self._size, self._digest)
+        while again.verified < self._size:
+            again.ahead(again.verified)
+        raise StoreUnavailable(
+            "a server that lags behind gave older frames; they are not the message's, ask again"
+        )
 
     def _piece(self, view: memoryview, at: int, end: int) -> memoryview:
         """Bytes from ``at`` on, not beyond ``end``, in the buffer."""

@@ -1,12 +1,12 @@
 """The async client: the library's face."""
 
 from .client import Client
-from .connection import ClientSettings
 from .delivery import Delivery
 from .item_sink import DecodedItem
 from .message import Message
 from .progress import Progress
 from .publishing import Receipt
+from .settings import ClientSettings
 from .subscription import Subscription
 from .tls import TlsSettings
 

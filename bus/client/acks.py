@@ -8,21 +8,27 @@ from collections.abc import Mapping
 from tensorbus.bus.fields import Fields
 from tensorbus.errors import AlreadySettled, DeliveryExpired, TensorbusError
 
-from .connection import TRANSIENT, Connection, JsonObject
+from .connection import Connection
+from .documents import JsonObject
 from .refusals import error_of
-from .retry import Retry
+from .retry import TRANSIENT
 
 MAX_TOKENS = 256
 """Deliveries that the broker settles in one request."""
 
 
-async def failures(connection: Connection, path: str, document: JsonObject) -> dict[str, TensorbusError]:
+async def failures(
+    connection: Connection, path: str, document: JsonObject, *, patience: float | None = None
+) -> dict[str, TensorbusError]:
     """Settle the deliveries of ``document["tokens"]``, in one attempt; why some were not.
+
+    Args:
+        patience: seconds without a byte of the answer, where it is less than the idle time-out.
 
     Raises:
         TensorbusError: none of them was settled.
     """
-    answer = await connection.call("POST", path, document=document, retry=False)
+    answer = await connection.call("POST", path, document=document, patience=patience, retry=False)
     found: dict[str, TensorbusError] = {}
     for entry in Fields(answer, "outcomes").array("failed"):
         failed = Fields(entry, "outcomes")
@@ -74,7 +80,7 @@ class Acks:
                 _tell(batch, failed)
 
     async def _settle(self, tokens: list[str]) -> dict[str, TensorbusError]:
-        attempts = Retry(self._connection.settings.retry_for, f"acknowledgement of {len(tokens)} deliveries")
+        attempts = self._connection.attempts(f"acknowledgement of {len(tokens)} deliveries")
         answer_lost = False
         while True:
             try:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
-from .connection import FRAMES, Connection, outlast
+from .connection import FRAMES, Connection
 from .encoding import Chunk, Encoding
 from .progress import STEP, Progress, ProgressReporter
 from .raw_upload import RawUpload
 from .send_queue import unsent_bytes
+from .workers import outlast
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter

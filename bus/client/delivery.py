@@ -9,10 +9,11 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import AlreadySettled, DeliveryExpired
 from tensorbus.streaming.entries import Entry
 
-from .connection import TRANSIENT, JsonObject, segment
+from .connection import segment
 from .delivery_host import DeliveryHost
+from .documents import JsonObject
 from .message import Message
-from .retry import Retry
+from .retry import TRANSIENT
 
 Settlement = Literal["ack", "nak", "term"]
 
@@ -107,7 +108,7 @@ class Delivery(Message):
 
     async def _settle(self, how: Settlement, document: JsonObject) -> None:
         self._check_unsettled()
-        attempts = Retry(self._connection.settings.retry_for, f"{how} of message {self.id}")
+        attempts = self._connection.attempts(f"{how} of message {self.id}")
         answer_lost = False
         while True:
             try:

@@ -12,9 +12,9 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.errors import BrokerUnavailable, Conflict, MessageAborted, NotFound, TensorbusError
 from tensorbus.streaming.frames import FrameParser
 
-from .connection import READ_BUFFER, TRANSIENT, Connection, segment
+from .connection import READ_BUFFER, Connection, segment
 from .raw_download import Answer
-from .retry import Retry
+from .retry import TRANSIENT
 
 T = TypeVar("T")
 Take = Callable[[bytes | memoryview], bool]
@@ -82,7 +82,7 @@ class Download:
 
     async def _attempts(self, attempt: Callable[[int], AsyncGenerator[T]]) -> AsyncGenerator[T]:
         """Attempt after attempt, each from where the one before left off, until the message is complete."""
-        attempts = Retry(self._connection.settings.retry_for, f"download of message {self._info.id}")
+        attempts = self._connection.attempts(f"download of message {self._info.id}")
         furthest = 0
         while not self.complete:
             start = self.parser.rewind()

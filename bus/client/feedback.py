@@ -27,7 +27,7 @@ class Feedback:
         self, topic: str, pipeline: Pipeline, given: Residuals | None
     ) -> AsyncGenerator[Residuals | None]:
         """The residuals for one publication, nobody else's for as long; None if ``pipeline`` keeps none."""
-        if all(stage.undone for stage in pipeline.stages):
+        if not pipeline.keeps_errors:
             yield None
             return
         residuals = given if given is not None else self._of_topic.setdefault(topic, MemoryResiduals())

@@ -13,6 +13,7 @@ from tensorbus.errors import TensorbusError
 from .acks import MAX_TOKENS, failures
 from .connection import Connection
 from .delivery import Delivery
+from .retry import TRANSIENT
 
 log = logging.getLogger("tensorbus.client")
 
@@ -89,14 +90,21 @@ class Heartbeat:
                 await self._speak_for(tokens[start : start + MAX_TOKENS])
 
     async def _speak_for(self, tokens: list[str]) -> None:
-        try:
-            failed = await failures(self._connection, f"{self._path}/in_progress", {"tokens": tokens})
-        except TensorbusError as error:
-            log.debug("no heartbeat for %d deliveries: %s", len(tokens), error)
-            return
-        for token, error in failed.items():
+        for token, error in (await self._said(tokens)).items():
             reference = self._held.pop(token, None)
             delivery = None if reference is None else reference()
             # While its settlement is under way, the broker says that it has it.
             if delivery is not None and delivery.settled is None and not delivery.settling:
                 log.warning("%r is no longer ours: %s", delivery, error)
+
+    async def _said(self, tokens: list[str]) -> dict[str, TensorbusError]:
+        """Why some of the deliveries are not ours any more, says any of the brokers."""
+        path = f"{self._path}/in_progress"
+        for _ in self._connection.addresses.all:
+            try:
+                return await failures(self._connection, path, {"tokens": tokens}, patience=self._interval)
+            except TensorbusError as error:
+                log.debug("no heartbeat for %d deliveries: %s", len(tokens), error)
+                if not isinstance(error, TRANSIENT):
+                    break
+        return {}

@@ -20,7 +20,8 @@ from tensorbus.bus import messages
 from tensorbus.bus.fields import Fields
 from tensorbus.errors import LimitExceeded, NotFound, TensorbusError
 
-from .connection import FRAMES, Connection, json_object, segment
+from .connection import FRAMES, Connection, segment
+from .documents import json_object
 from .refusals import error_of
 
 BATCH = "application/vnd.tensorbus.batch"

@@ -8,26 +8,26 @@ from os import PathLike
 from typing import TYPE_CHECKING, cast
 
 from tensorbus.bus import tracing
-from tensorbus.bus.fields import Fields
 from tensorbus.bus.messages import HeaderValue, MessageInfo
-from tensorbus.codecs.base import Serializer, Sink
+from tensorbus.codecs.base import Sink
 from tensorbus.codecs.context import NO_CONTEXT, CodecContext
 from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import NotFound
 from tensorbus.streaming.arriving_relay import ArrivingRelay
 from tensorbus.streaming.byte_files import BytesFileSink
 from tensorbus.streaming.container import SliceEvent
-from tensorbus.streaming.entries import Entry, parse_entry
+from tensorbus.streaming.entries import Entry
 from tensorbus.streaming.files import SafetensorsSink
 from tensorbus.streaming.headers import Envelope
 from tensorbus.streaming.sinks import open_file_sink, open_sink, serializer_of
 from tensorbus.streaming.specs import to_spec
 
 from .bases import Bases
-from .connection import READ_BUFFER, Connection, segment
+from .connection import READ_BUFFER, Connection
 from .downloads import Download
 from .frames_file import save_frames
 from .held_frames import HeldFrames, Here, entries_of
+from .item_file import write_item
 from .item_sink import DecodedItem, ItemSink
 from .opening import read_envelope
 from .passes import ItemPass, MessagePass, Pass
@@ -331,39 +331,10 @@ class Message:
             return
         # A view has no frames of its own: it is cut out of the item in which it lies.
         found = await self.item(spec.name, progress)
-        await self._connection.in_thread(lambda: _write(serializer_of(self.info.container), found, sink))
+        await self._connection.in_thread(lambda: write_item(serializer_of(self.info.container), found, sink))
 
     def _spec(self, name: str) -> ItemSpec:
         for spec in self.manifest:
             if spec.name == name:
                 return spec
         raise NotFound(f"message {self.id} has no item {name!r}")
-
-
-async def describe(connection: Connection, message_id: str) -> tuple[MessageInfo, tuple[Entry, ...]]:
-    """Ask the broker for a message and its manifest.
-
-    Raises:
-        NotFound: there is no such message.
-    """
-    answer = await connection.call("GET", f"/v1/messages/{segment(message_id)}")
-    manifest = Fields(answer, "message").array("manifest")
-    entries = tuple(parse_entry(Fields(entry, "manifest").document) for entry in manifest)
-    return MessageInfo.from_json(answer), entries
-
-
-def _write(serializer: Serializer, found: DecodedItem, sink: Sink) -> None:
-    """Write one value that is in memory into a file."""
-    item = serializer.items({found.name: found.value})[0]
-    spec = item.spec
-    try:
-        sink.begin(spec)
-        step = max(1, (1 << 20) // max(1, spec.dtype.itemsize))
-        for offset in range(0, spec.count, step):
-            count = min(step, spec.count - offset)
-            item.read_into(offset, count, sink.buffer(spec, offset, count))
-            sink.commit(spec, offset, count)
-        sink.finish()
-    except BaseException:
-        sink.abort()
-        raise

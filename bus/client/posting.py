@@ -7,12 +7,12 @@ from tensorbus.errors import TensorbusError
 from tensorbus.streaming.encoder import Encoder
 
 from .body import Body
-from .connection import Connection, json_object, segment
+from .connection import Connection, segment
+from .documents import json_object
 from .encoding import Encoding
 from .handing import is_small
 from .outgoing import Outgoing
 from .progress import ProgressReporter
-from .stall import stalls_after
 
 WITHOUT_ASKING = 64 << 10
 """Bytes of a body that is sent along with the head of the request: to ask first would take longer."""
@@ -52,15 +52,8 @@ class Posting:
         threads = 1 if is_small(self._encoder) else settings.threads
         body = Body(self._connection, Encoding(self._encoder, threads), self._reporter)
         try:
-            async with (
-                stalls_after(settings.idle_timeout, body.position),
-                self._connection.request(
-                    "POST",
-                    f"/v1/topics/{segment(self._outgoing.topic)}/messages",
-                    headers=headers,
-                    data=body,
-                ) as response,
-            ):
+            path = f"/v1/topics/{segment(self._outgoing.topic)}/messages"
+            async with self._connection.sending("POST", path, headers, body, body.position) as response:
                 return messages.Receipt.from_json(await json_object(response))
         except TensorbusError:
             # What went wrong on this side comes first: the connection broke because of it.

@@ -16,13 +16,13 @@ from tensorbus.streaming.container import ContainerEncoder
 from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.relay import RelayEncoder, RelaySource
 
-from .connection import TRANSIENT, Connection, segment
+from .connection import Connection, segment
 from .handing import Handing, encoded, is_small
 from .lanes import Lanes
 from .outgoing import Outgoing
 from .posting import WITHOUT_ASKING, Posting
 from .progress import ProgressReporter
-from .retry import Retry
+from .retry import TRANSIENT
 from .uploading import LARGE, Uploading
 
 T = TypeVar("T")
@@ -121,12 +121,12 @@ class Publication:
                 return Handing(self._lanes, outgoing, body)
         if max(encoder.original_bytes, encoder.wire_bytes or 0) < LARGE:
             return Posting(self._connection, outgoing, encoder, self._reporter)
-        # Another process has other residuals, and no way to learn a key that was made up here.
-        lasting = self._residuals is None and not outgoing.key_made
+        # Another process has other residuals and other noise, and cannot learn a key that was made up here.
+        lasting = self._residuals is None and not outgoing.pipeline.noisy and not outgoing.key_made
         return Uploading(self._connection, outgoing, encoder, self._reporter, lasting=lasting)
 
     async def _until_acknowledged(self, sending: Posting | Uploading | Handing) -> messages.Receipt:
-        attempts = Retry(self._connection.settings.retry_for, f"publish to {self._outgoing.topic}")
+        attempts = self._connection.attempts(f"publish to {self._outgoing.topic}")
         furthest = 0
         while True:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import cast
 
 import aiohttp
@@ -72,3 +73,12 @@ async def refusal(response: aiohttp.ClientResponse) -> TensorbusError:
         shown = f": {text[:200]}" if text else ""
         detail = f"{response.method} {response.url.path}: {response.status} {response.reason}{shown}"
     return _BY_STATUS.get(response.status, TensorbusError)(detail)
+
+
+def reason(error: Exception) -> str:
+    """Why a connection failed or broke, in the system's words where it has any."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or not number:
+        return str(cause) or type(cause).__name__
+    return os.strerror(number)

@@ -8,7 +8,8 @@ from typing import cast
 
 from tensorbus.errors import TensorbusError
 
-from .connection import Connection, JsonObject
+from .connection import Connection
+from .documents import JsonObject
 from .refusals import error_of
 from .server_sent import ServerSentEvents
 

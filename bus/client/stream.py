@@ -12,10 +12,10 @@ from tensorbus.bus.fields import Fields
 from tensorbus.bus.streams import MEDIA_TYPE, RecordParser
 from tensorbus.errors import BrokerUnavailable, TensorbusError
 
-from .connection import TRANSIENT, Connection, segment
+from .connection import Connection, segment
 from .held_frames import MAX_HELD
 from .refusals import error_of
-from .retry import Retry
+from .retry import TRANSIENT, Retry
 
 log = logging.getLogger("tensorbus.client")
 
@@ -105,7 +105,7 @@ class Stream:
         self._news.set()
 
     async def _run(self) -> None:
-        attempts = Retry(self._connection.settings.retry_for, f"GET {self._path}")
+        attempts = self._connection.attempts(f"GET {self._path}")
         try:
             while not self._leaving:
                 try:

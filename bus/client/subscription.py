@@ -17,12 +17,13 @@ from tensorbus.errors import ClientClosed, NotFound, TensorbusError
 
 from .acks import MAX_TOKENS, Acks, failures
 from .bases import Bases
-from .connection import TRANSIENT, Connection, segment
+from .connection import Connection, segment
 from .delivery import Delivery
 from .delivery_host import DeliveryHost
+from .describing import describe
 from .heartbeat import Heartbeat
 from .held_frames import MAX_HELD
-from .message import describe
+from .retry import TRANSIENT
 from .stream import Stream
 
 log = logging.getLogger("tensorbus.client")

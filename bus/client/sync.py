@@ -21,14 +21,15 @@ from tensorbus.codecs.item import ItemSpec
 from tensorbus.errors import ClientClosed
 from tensorbus.streaming.headers import HeaderValue
 
+from .addresses import Urls
 from .client import Client
-from .connection import ClientSettings
 from .delivery import Delivery
 from .item_sink import DecodedItem
 from .message import Message
 from .portal import Portal
 from .progress import ProgressCallback
 from .publishing import Receipt
+from .settings import ClientSettings
 from .tls import TlsSettings
 
 M = TypeVar("M", bound=Message)
@@ -127,7 +128,7 @@ class SyncClient:
 
     def __init__(
         self,
-        url: str,
+        url: Urls,
         token: str | None = None,
         settings: ClientSettings | None = None,
         bases: Iterable[object] = (),

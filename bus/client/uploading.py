@@ -25,6 +25,7 @@ from tensorbus.errors import (
     Conflict,
     FrameError,
     MessageAborted,
+    MessageReplaced,
     NotFound,
     TensorbusError,
 )
@@ -32,11 +33,11 @@ from tensorbus.streaming.encoder import Encoder
 from tensorbus.streaming.resumption import Resumption
 
 from .body import Body
-from .connection import TRANSIENT, Connection, segment
+from .connection import Connection, segment
 from .encoding import Encoding
 from .outgoing import Outgoing
 from .progress import ProgressReporter
-from .stall import stalls_after
+from .retry import TRANSIENT
 
 log = logging.getLogger("tensorbus.client")
 
@@ -86,25 +87,27 @@ class Uploading:
 
         Raises:
             BrokerUnavailable, TransferStalled: it was cut; another attempt goes on.
+            MessageReplaced: another upload of the key took its place.
             and as `Client.publish`.
         """
         found = await (self._create() if self._path is None else self._ask(self._path))
         if isinstance(found, messages.Receipt):
             return found
-        there = await self._there(found)
-        if there is None:
-            await self._begin_anew()
-            return await self.attempt()
         try:
-            return await self._send(there, found)
+            there = await self._there(found)
+            if there is not None:
+                return await self._send(there, found)
         except Conflict as error:
             raise BrokerUnavailable(f"the upload went on elsewhere: {error}") from error
+        except NotFound as error:
+            # Nobody was sending when it was replaced, so that nobody was told.
+            raise MessageReplaced(f"another upload of its key may have taken its place: {error}") from error
         except FrameError:
             # The part of a frame that was there may have been made by another kind of machine.
             if not found or self._begun_anew:
                 raise
-            await self._begin_anew()
-            return await self.attempt()
+        await self._begin_anew()
+        return await self.attempt()
 
     async def give_up(self, error: BaseException) -> None:
         """The call ends without the message: nobody will go on, unless another process or call can."""
@@ -202,12 +205,8 @@ class Uploading:
         self.resumed += offset
         assert self._path is not None
         try:
-            async with (
-                stalls_after(settings.idle_timeout, body.position),
-                self._connection.request(
-                    "PATCH", self._path, headers=_PART | {"Upload-Offset": str(offset)}, data=body
-                ) as answer,
-            ):
+            headers = _PART | {"Upload-Offset": str(offset)}
+            async with self._connection.sending("PATCH", self._path, headers, body, body.position) as answer:
                 if (receipt := _receipt(answer)) is None:
                     raise BrokerUnavailable("the broker has not got all of the message")
                 return receipt

@@ -15,7 +15,15 @@ from tensorbus.errors import InvalidRequest, LimitExceeded, TransferStalled, Tru
 from .context import context
 from .limits import read_body
 
+HANDED_ON = "Tensorbus-Forwarded"
+"""The field of a request that comes by way of another broker of the store."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def count_in(request: web.Request, count: int) -> None:
+    """So many bytes of a body came. Those that another broker hands on were counted there."""
+    if HANDED_ON not in request.headers:
+        context(request).counters.bytes_in += count
 
 
 async def expect_later(request: web.Request) -> None:
@@ -62,7 +70,7 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
             raise TruncatedFrames(f"the body is broken off or badly encoded: {error}") from error
         if not chunk:
             return
-        here.counters.bytes_in += len(chunk)
+        count_in(request, len(chunk))
         yield chunk
         # Not to be kept while the next one is awaited, which may take long.
         del chunk

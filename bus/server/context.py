@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -11,15 +12,18 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from tensorbus import __version__
 from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.pushing import Push
+from tensorbus.bus.peers import Doing, Peers
 
 from .counters import Counters
 from .downloads import Downloads
 from .metrics import Metrics
 from .settings import ServerSettings
 from .status.board import Board
+from .status.moving import of_download, of_upload
 from .status.snapshot import Looker
 
 T = TypeVar("T")
@@ -105,8 +109,12 @@ class Context:
     downloads: Downloads = field(default_factory=Downloads)
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+    name: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Of this run of the server, among those of other brokers."""
     waits: Waits = field(default_factory=Waits)
     finishing: Finishing = field(default_factory=Finishing)
+    peers: Peers | None = None
+    """The brokers of a store that is shared."""
     metrics: Metrics = field(init=False)
     board: Board = field(init=False)
     beginning: Counter[str] = field(default_factory=Counter[str])
@@ -119,8 +127,25 @@ class Context:
     """The server is stopping: it finishes what is under way and begins nothing new."""
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.broker, self.counters)
-        self.board = Board(Looker(self.broker, self.counters, self.downloads, self.tokens))
+        self.metrics = Metrics(self.broker, self.counters, self.peers)
+        looker = Looker(self.broker, self.counters, self.downloads, self.tokens, self.peers)
+        self.board = Board(looker)
+        if self.peers is not None:
+            self.peers.describe_by(self._doing)
+
+    def _doing(self) -> Doing:
+        counted = self.counters
+        moving = [of_upload(each) for each in self.broker.transfers() if not each.idle]
+        moving += [of_download(each, self.name) for each in self.downloads.current.values()]
+        return Doing(
+            version=__version__,
+            started=self.started,
+            uploads=counted.open_uploads + counted.open_resumable,
+            downloads=counted.open_downloads,
+            received=counted.bytes_in,
+            sent=counted.bytes_out,
+            moving=moving,
+        )
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -19,11 +19,11 @@ from yarl import URL
 from tensorbus.errors import BrokerUnavailable, InvalidName, TensorbusError
 
 from .access import PUBLIC
-from .bodies import accept, chunks
+from .bodies import HANDED_ON, accept, chunks
 from .context import context
 from .problems import Handler, problem_middleware
 
-MARK = "Tensorbus-Forwarded"
+MARK = HANDED_ON
 _HOP = frozenset(
     {
         "connection",
@@ -179,6 +179,12 @@ class _Answer:
                     await response.write(chunk)
                 await response.write_eof()
                 return response
+        except aiohttp.ClientConnectorCertificateError as problem:
+            self.broken()
+            raise BrokerUnavailable(
+                f"the broker that leads, {leader}, is not trusted by this one ({_reason(problem)}); "
+                "SSL_CERT_FILE in this one's environment names the file of its certificate's authority"
+            ) from problem
         except (aiohttp.ClientError, OSError, TimeoutError) as problem:
             self.broken()
             if isinstance(problem, TensorbusError):
@@ -186,6 +192,11 @@ class _Answer:
             raise BrokerUnavailable(
                 f"the broker that leads cannot be reached: {str(problem) or type(problem).__name__}"
             ) from problem
+
+
+def _reason(problem: aiohttp.ClientConnectorCertificateError) -> str:
+    error = problem.certificate_error
+    return str(getattr(error, "verify_message", "") or error)
 
 
 def _is_large(request: web.Request) -> bool:

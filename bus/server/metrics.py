@@ -24,6 +24,7 @@ from tensorbus.bus.broker import Broker
 from tensorbus.bus.consumers import ConsumerInfo
 from tensorbus.bus.measures import SLOW, Histogram
 from tensorbus.bus.messages import BrokerStats
+from tensorbus.bus.peers import Peers
 
 from .counters import Counters
 
@@ -35,12 +36,22 @@ _NO_ROUTE = "none"
 
 
 @dataclass(frozen=True)
+class _Share:
+    """A broker's part in a store that is shared; ``behind`` so many records of its log, if that is known."""
+
+    leads: bool
+    behind: int | None
+    connected: bool
+
+
+@dataclass(frozen=True)
 class _Snapshot:
     """What the broker said when it was asked last."""
 
     stats: BrokerStats
     consumers: Sequence[ConsumerInfo]
     connections: int
+    share: _Share | None
 
 
 class Metrics(Collector):
@@ -51,11 +62,12 @@ class Metrics(Collector):
         connections: how many there are; the protocol counts them.
     """
 
-    def __init__(self, broker: Broker, counters: Counters) -> None:
+    def __init__(self, broker: Broker, counters: Counters, peers: Peers | None = None) -> None:
         self.registry = CollectorRegistry()
         self.connections = 0
         self._broker = broker
         self._counters = counters
+        self._peers = peers
         self._requests: dict[tuple[str, str, int], int] = {}
         self._durations: dict[tuple[str, str], Histogram] = {}
         self._snapshot: _Snapshot | None = None
@@ -81,7 +93,10 @@ class Metrics(Collector):
         async with self._turn:
             stats = await self._broker.stats()
             consumers = await self._broker.lasting_consumers(MAX_CONSUMERS)
-            self._snapshot = _Snapshot(stats, consumers, self.connections)
+            share = None
+            if self._peers is not None:
+                share = _Share(self._broker.leading, await self._peers.behind(), self._peers.connected)
+            self._snapshot = _Snapshot(stats, consumers, self.connections, share)
             return await asyncio.to_thread(encode, self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
@@ -90,9 +105,14 @@ class Metrics(Collector):
         if snapshot is None:
             return
         yield from _states(snapshot, self._counters)
+        share = snapshot.share
+        if share is not None:
+            yield from _share(share)
+        if share is None or share.leads:
+            yield from _of_store(snapshot.stats)
+            yield from _by_consumer(snapshot.consumers)
         yield from _totals(snapshot.stats, self._counters)
         yield from self._broker_totals()
-        yield from _by_consumer(snapshot.consumers)
         yield from self._histograms()
         yield from self._by_route()
 
@@ -147,11 +167,6 @@ def _states(snapshot: _Snapshot, counters: Counters) -> Iterator[Metric]:
     build.add_metric((__version__,), 1)
     yield build
     for name, text, value in (
-        ("messages", "Sealed messages in the store.", stats.messages),
-        ("stored_bytes", "Bytes of sealed messages.", stats.bytes),
-        ("damaged_messages", "Messages whose frames are lost or damaged.", stats.damaged),
-        ("open_messages", "Messages that are being published.", stats.open_messages),
-        ("parked_uploads", "Resumable uploads to which nobody is sending.", stats.parked_uploads),
         ("open_uploads", "Requests that publish and cannot be resumed.", counters.open_uploads),
         ("open_resumable_uploads", "Requests that add to a resumable upload.", counters.open_resumable),
         ("open_downloads", "Requests that are downloading.", counters.open_downloads),
@@ -161,12 +176,35 @@ def _states(snapshot: _Snapshot, counters: Counters) -> Iterator[Metric]:
             counters.open_streams,
         ),
         ("connections", "Open connections.", snapshot.connections),
-        ("consumers", "Durable consumers.", stats.consumers),
-        ("ack_pending", "Deliveries that are not settled.", stats.ack_pending),
         ("disk_free_bytes", "Free on the file system of the data directory.", stats.disk_free),
         ("disk_size_bytes", "Size of the file system of the data directory.", stats.disk_size),
     ):
         yield GaugeMetricFamily(f"tensorbus_{name}", text, value)
+
+
+def _of_store(stats: BrokerStats) -> Iterator[Metric]:
+    """What there is once, however many brokers share the store: told by the one that leads."""
+    for name, text, value in (
+        ("messages", "Sealed messages in the store.", stats.messages),
+        ("stored_bytes", "Bytes of sealed messages.", stats.bytes),
+        ("damaged_messages", "Messages whose frames are lost or damaged.", stats.damaged),
+        ("open_messages", "Messages that are being published.", stats.open_messages),
+        ("parked_uploads", "Resumable uploads to which nobody is sending.", stats.parked_uploads),
+        ("consumers", "Durable consumers.", stats.consumers),
+        ("ack_pending", "Deliveries that are not settled.", stats.ack_pending),
+    ):
+        yield GaugeMetricFamily(f"tensorbus_{name}", text, value)
+
+
+def _share(share: _Share) -> Iterator[Metric]:
+    yield GaugeMetricFamily("tensorbus_leads", "1 at the broker that leads, 0 at the others.", share.leads)
+    yield GaugeMetricFamily(
+        "tensorbus_store_connected", "1 while the store's servers can be reached.", share.connected
+    )
+    if share.behind is not None:
+        yield GaugeMetricFamily(
+            "tensorbus_log_behind_records", "Records of the log that are not applied here.", share.behind
+        )
 
 
 def _totals(stats: BrokerStats, counters: Counters) -> Iterator[Metric]:

@@ -14,7 +14,7 @@ from tensorbus.bus.topics import check_topic
 from tensorbus.errors import InvalidRequest
 
 from .access import new_upload
-from .bodies import accept, chunks, expect_later
+from .bodies import accept, chunks, count_in, expect_later
 from .context import context
 from .limits import read_body
 from .media import FRAMES
@@ -75,7 +75,7 @@ async def _publish_whole(request: web.Request, topic: str) -> Receipt:
     with new_upload(request, topic) as identity:
         read_body(request)
         record = Record(request.headers.get("Idempotency-Key"), request.content.read_nowait())
-        here.counters.bytes_in += len(record.body)
+        count_in(request, len(record.body))
         quota = identity.quotas.max_bytes
         (outcome,) = await here.broker.publish_batch(topic, (record,), identity.id, quota)
     if not isinstance(outcome, Receipt):

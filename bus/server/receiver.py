@@ -24,6 +24,7 @@ from aiohttp import web
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
+from .bodies import count_in
 from .body_socket import BodySocket, borrow, can_borrow
 from .context import context
 from .movers import MOVERS, Turn
@@ -60,13 +61,13 @@ async def receive(request: web.Request, upload: Upload, length: int) -> None:
     left = length
     async with SocketReceiver(request, here.settings.idle_timeout) as source:
         while chunk := source.early():
-            here.counters.bytes_in += len(chunk)
+            count_in(request, len(chunk))
             left -= len(chunk)
             await upload.write(chunk)
         await upload.flush()
         while left:
             stay = await MOVERS.run(partial(source.move, upload, left))
-            here.counters.bytes_in += stay.moved
+            count_in(request, stay.moved)
             left -= stay.moved
             if stay.ended and left:
                 raise TruncatedFrames(f"the body ended after {length - left} of {length} bytes")

@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 
 from tensorbus.bus.access import TokenFile
 from tensorbus.bus.broker import Broker
+from tensorbus.bus.peers import Peers
 from tensorbus.errors import PortInUse
 
 from . import (
@@ -56,6 +57,7 @@ def build_app(
     settings: ServerSettings,
     token_file: TokenFile | None = None,
     forwarding: Forwarding | None = None,
+    peers: Peers | None = None,
 ) -> web.Application:
     """The aiohttp application that serves ``broker``; without a ``token_file`` nobody needs a token."""
     # Bodies of messages are streamed and have the broker's own limit; client_max_size would only concern
@@ -73,7 +75,7 @@ def build_app(
             drain_middleware,
         ]
     )
-    app[CONTEXT] = Context(broker, settings, token_file)
+    app[CONTEXT] = Context(broker, settings, token_file, peers=peers)
     published = (publish, batch, tus, messages, consumers, streams, dead)
     for part in (*published, policies, scrub, tokens, operations, status, page, docs_page):
         for route in part.routes:
@@ -94,6 +96,7 @@ class Server:
     Args:
         token_file: who may do what; while it does not exist, or is None, nobody is asked for a token.
         forwarding: to another broker of the same store, if there may be others.
+        peers: those others, for whoever watches.
     """
 
     def __init__(
@@ -102,8 +105,10 @@ class Server:
         settings: ServerSettings | None = None,
         token_file: TokenFile | None = None,
         forwarding: Forwarding | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._forwarding = forwarding
+        self._peers = peers
         self._broker = broker
         self._settings = settings or ServerSettings()
         self._token_file = token_file
@@ -154,7 +159,7 @@ class Server:
             self._token_file.tokens()
         tls = None if settings.tls is None else settings.tls.context()
         self._runner = web.AppRunner(
-            build_app(self._broker, settings, self._token_file, self._forwarding),
+            build_app(self._broker, settings, self._token_file, self._forwarding, self._peers),
             # Cancels a handler when its client leaves: long polls, uploads and followers end at once.
             handler_cancellation=True,
             # aiohttp waits this long for handlers to end, and once more for their requests to break off.
@@ -210,6 +215,8 @@ class Server:
             return
         here = runner.app[CONTEXT]
         await drain(here, self._hurry)
+        # What is left waits for a store that answers, or for one that does not.
+        self._broker.give_up_soon()
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tensorbus.errors import InvalidRequest, StorageError, StoreVersion, TensorbusError
 
-from .metadata import VERSION
+from .schema import VERSION
 
 PASSES = 3
 """Copies of the rows after which a frame file that is missing is taken for damage."""

@@ -10,7 +10,7 @@ from sqlite3 import Connection
 
 from tensorbus.bus.consumers import ConsumerConfig, Start
 
-from .base import StoredConsumer, StoredDelivery
+from .values import StoredConsumer, StoredDelivery
 
 _PUT = (
     "INSERT OR REPLACE INTO deliveries (consumer, message, seq, attempt, due, settled, returned) "

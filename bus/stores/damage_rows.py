@@ -8,7 +8,7 @@ from sqlite3 import Connection
 
 from tensorbus.bus.damage import Damage
 
-from .base import StoredDelivery
+from .values import StoredDelivery
 
 _MOST_PROBLEMS = 100
 

@@ -8,10 +8,10 @@ from sqlite3 import Connection
 
 from tensorbus.bus.messages import MessageInfo
 
-from .base import Copy, StoredDelivery
 from .consumer_rows import put_deliveries
 from .delivery_rows import settle
 from .message_rows import message
+from .values import Copy, StoredDelivery
 
 _KEPT = (
     "bytes, frames, headers, container, pipeline, items, original_bytes, wire_bytes, digest, created, owner"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from sqlite3 import Connection
 
-from .base import HandedOver, HandOver, StoredDelivery, StoredMessage
 from .consumer_rows import advance, last_seq, put_deliveries
 from .message_rows import COLUMNS, PAGE_BYTES, Row, to_info, weight, where
+from .values import HandedOver, HandOver, StoredDelivery, StoredMessage
 
 MAX_INLINE_TOTAL = 512 << 10
 """Bytes of frames that one pull gets along with its deliveries."""

@@ -13,19 +13,17 @@ what follows from that after a crash, ``syncing.py`` what happens where whoever 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
-from tensorbus.bus.damage import Damage
-from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
-from tensorbus.errors import StorageError, StoreDamaged, StoreInUse
+from tensorbus.bus.messages import MessageInfo, Receipt
+from tensorbus.errors import StorageError, StoreDamaged
 
 from . import (
     consumer_rows,
@@ -37,28 +35,29 @@ from . import (
     retention_rows,
     upload_rows,
 )
-from .base import (
+from .base import FrameFile
+from .directory_lock import DirectoryLock
+from .frame_files import FrameFolder, as_storage_error
+from .metadata import Metadata
+from .recovery import Recovered, recover
+from .row_store import RowStore
+from .syncing import Sync, Syncing, SyncObserver
+from .values import (
     NO_TERMS,
-    Aged,
     Copy,
     Disk,
-    FrameFile,
     HandedOver,
     HandOver,
     Listing,
     Space,
-    Store,
     StoredConsumer,
     StoredDelivery,
     StoredPolicy,
     StoredUpload,
     Terms,
-    Usage,
 )
-from .frame_files import FrameFolder, as_storage_error
-from .metadata import Metadata
-from .recovery import Recovered, recover
-from .syncing import Sync, Syncing, SyncObserver
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tensorbus.store")
 
@@ -66,7 +65,7 @@ RESERVE_BYTES = 16 * 1024 * 1024
 _MOST_NAMED = 1000
 
 
-class FileStore(Store):
+class FileStore(RowStore):
     """Messages in a directory of the local file system.
 
     Args:
@@ -81,10 +80,13 @@ class FileStore(Store):
             self.path / "frames", self.path / "quarantine", reserve_bytes, self.syncing
         )
         self._metadata = Metadata(self.path / "meta.db", self._sync_new_names, self.syncing)
-        self._lock: int | None = None
+        self._lock = DirectoryLock(self.path)
         self._damaged: dict[str, str] = {}
         self._leftovers: Sequence[str] = ()
         self._names_to_sync = False
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> Coroutine[Any, Any, T]:
+        return self._metadata.read(query)
 
     @property
     def damaged(self) -> Mapping[str, str]:
@@ -121,7 +123,7 @@ class FileStore(Store):
     def _start(self) -> tuple[list[StoredConsumer], Recovered]:
         try:
             self._make_directories()
-            self._take_lock()
+            self._lock.take()
         except OSError as problem:
             if isinstance(problem, StorageError):
                 raise
@@ -155,9 +157,7 @@ class FileStore(Store):
     def _close(self) -> None:
         self.syncing.stop()
         self._metadata.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.give_back()
 
     def _make_directories(self) -> None:
         if self._folder.path.is_dir():
@@ -166,25 +166,6 @@ class FileStore(Store):
         # The new names must outlive a power cut as well as what is written under them.
         for folder in (self.path, self.path.parent):
             self.syncing.folder(folder)
-
-    def _take_lock(self) -> None:
-        path = self.path / "lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            raise StoreInUse(
-                f"{self.path} is in use by another broker (process {holder}); "
-                "stop it, or use another directory"
-            ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock = lock
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     # --- frames --------------------------------------------------------------------------------------
 
@@ -238,10 +219,6 @@ class FileStore(Store):
         waiting = await self._metadata.write(damage_rows.remove(message_id))
         self._damaged.pop(message_id, None)
         return waiting
-
-    async def damages(self, after: int, limit: int) -> list[Damage]:
-        """Damaged messages by seq."""
-        return await self._metadata.read(damage_rows.damages(after, limit))
 
     def open_quarantined(self, message_id: str, size: int) -> int:
         """A descriptor of a frame file that was put aside."""
@@ -317,42 +294,6 @@ class FileStore(Store):
         if files:
             await asyncio.to_thread(self._folder.remove_all, files)
 
-    async def bodies(self, message_ids: Sequence[str]) -> dict[str, bytes]:
-        """Frames that are kept with the rows."""
-        return await self._metadata.read(message_rows.bodies(message_ids))
-
-    async def receipt(self, topic: str, key: str) -> Receipt | None:
-        """The first receipt of a key."""
-        return await self._metadata.read(message_rows.receipt(topic, key))
-
-    async def message(self, message_id: str) -> MessageInfo | None:
-        """One sealed message."""
-        return await self._metadata.read(message_rows.message(message_id))
-
-    async def messages(
-        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
-    ) -> list[MessageInfo]:
-        """Sealed messages by seq."""
-        return await self._metadata.read(message_rows.listing(pattern, after, limit, order, dead))
-
-    async def page(
-        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
-    ) -> tuple[list[MessageInfo], bool]:
-        """Sealed messages by seq, as many as fit a page."""
-        return await self._metadata.read(message_rows.page(pattern, after, limit, order, dead))
-
-    async def backlog(self, pattern: str, after: int) -> int:
-        """Number of matching messages after a seq."""
-        return await self._metadata.read(message_rows.backlog(pattern, after))
-
-    async def topics(self) -> list[TopicInfo]:
-        """Topics by name."""
-        return await self._metadata.read(message_rows.topics)
-
-    async def totals(self) -> tuple[int, int]:
-        """Messages and bytes."""
-        return await self._metadata.read(message_rows.totals)
-
     # --- uploads -------------------------------------------------------------------------------------
 
     async def add_upload(self, upload: StoredUpload) -> None:
@@ -363,10 +304,6 @@ class FileStore(Store):
             upload_rows.add(upload)(connection)
 
         await self._metadata.write(operation)
-
-    async def uploads(self) -> list[StoredUpload]:
-        """All uploads."""
-        return await self._metadata.read(upload_rows.uploads)
 
     async def touch_upload(self, message_id: str, expires: float, length: int | None) -> None:
         """Note when an upload may be removed."""
@@ -389,59 +326,15 @@ class FileStore(Store):
         """Forget a policy."""
         await self._metadata.write(policy_rows.remove(name))
 
-    async def policies(self) -> list[StoredPolicy]:
-        """All policies."""
-        return await self._metadata.read(policy_rows.policies)
-
-    async def usage(self) -> dict[str, Usage]:
-        """What each topic holds."""
-        return await self._metadata.read(retention_rows.usage)
-
-    async def first_sealed(self) -> dict[str, float]:
-        """The age of each topic."""
-        return await self._metadata.read(retention_rows.first_sealed)
-
-    async def topic_usage(self, topic: str) -> Usage:
-        """What one topic holds."""
-        return await self._metadata.read(retention_rows.topic_usage(topic))
-
-    async def owner_usage(self, owner: str) -> Usage:
-        """What one owner has stored."""
-        return await self._metadata.read(retention_rows.owner_usage(owner))
-
-    async def oldest(self, topic: str, limit: int) -> list[Aged]:
-        """The first messages of a topic."""
-        return await self._metadata.read(retention_rows.oldest(topic, limit))
-
     async def make_room(
         self, topic: str, max_messages: int | None, max_bytes: int | None, limit: int
     ) -> list[str]:
         """Remove the oldest messages."""
         return await self._remove(retention_rows.make_room(topic, max_messages, max_bytes, limit))
 
-    async def settled_by_all(self, topic: str, consumers: Sequence[str], limit: int) -> list[str]:
-        """Messages of a topic that nobody waits for."""
-        return await self._metadata.read(retention_rows.settled_by_all(topic, consumers, limit))
-
-    async def topics_of(self, message_ids: Sequence[str]) -> dict[str, str]:
-        """The topics of messages."""
-        return await self._metadata.read(retention_rows.topics_of(message_ids))
-
-    async def settled_by(self, message_id: str) -> list[str]:
-        """Those who are done with a message."""
-        return await self._metadata.read(retention_rows.settled_by(message_id))
-
-    async def settled_among(self, message_ids: Sequence[str], consumers: Sequence[str]) -> list[str]:
-        """Those of the messages that nobody waits for."""
-        return await self._metadata.read(retention_rows.settled_among(message_ids, consumers))
-
     async def prune_keys(self, topic: str, before: float, limit: int) -> int:
         """Forget old keys."""
         return await self._metadata.write(retention_rows.prune_keys(topic, before, limit))
-
-    async def topics_with_old_keys(self) -> dict[str, float]:
-        """Topics with keys that may be forgotten one day."""
-        return await self._metadata.read(retention_rows.topics_with_old_keys)
 
     def observe_syncs(self, observer: SyncObserver) -> None:
         """Of frame files, folders and rows."""
@@ -480,10 +373,6 @@ class FileStore(Store):
     async def take(self, wanted: HandOver) -> HandedOver:
         """Hand messages over."""
         return await self._metadata.write(delivery_rows.take(wanted, self._damaged))
-
-    async def next_match(self, pattern: str, after: int) -> int:
-        """The next matching message."""
-        return await self._metadata.read(message_rows.next_match(pattern, after))
 
     async def note(self, deliveries: Sequence[StoredDelivery]) -> None:
         """Note deliveries."""

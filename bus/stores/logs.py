@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 Deliver = Callable[[int, bytes], Awaitable[None]]
@@ -61,6 +61,9 @@ class Log(ABC):
     def check(self) -> None:
         """Raise BrokerUnavailable if nothing can be appended now."""
 
+    def give_up_soon(self) -> None:  # noqa: B027 - what is in this process is always there
+        """The broker stops: what cannot be had within a few seconds fails, with StoreUnavailable."""
+
     async def leader(self) -> str | None:
         """The address at which the broker that leads can be asked; None if there is none that answers."""
         return None
@@ -70,8 +73,31 @@ class Log(ABC):
         del runs
         return set()
 
+    async def needs(self, runs: Collection[str]) -> set[str]:
+        """Which of these runs of frames are the log's own, or may be. Raises StorageError."""
+        del runs
+        return set()
+
     async def announce(self, url: str) -> None:  # noqa: B027 - without others nobody asks
         """Answer to those who ask for the leader, from now on."""
+
+    async def tell(self, word: bytes) -> None:  # noqa: B027 - without others nobody listens
+        """Say something to the other brokers of the store; those that do not listen never hear it.
+
+        Raises StorageError.
+        """
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None:  # noqa: B027 - nobody says anything
+        """Call ``heard`` with what brokers say, from now on."""
+
+    async def behind(self) -> int | None:
+        """Records that are in the log and have not been applied here; None if that cannot be found out."""
+        return 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to where the log is."""
+        return True
 
     @abstractmethod
     async def close(self) -> None:

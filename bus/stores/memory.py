@@ -8,17 +8,17 @@ in the same `Memory`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
 from tensorbus.errors import StorageError, StorageFull
 
-from .base import Disk
 from .logs import Deliver, Log
 from .replicated import ReplicatedStore
 from .runs import Pieces
+from .values import Disk
 
 T = TypeVar("T")
 
@@ -77,6 +77,15 @@ class Memory(Pieces):
         self._pieces.pop(run, None)
         return _done(None)
 
+    def runs(self, seen: int) -> Future[tuple[Collection[str], int]]:
+        """All at once."""
+        count = sum(map(len, self._pieces.values()))
+        return _done(([*self._pieces] if seen < count else [], count - seen))
+
+    def age(self, run: str) -> Future[float]:
+        """There is no other broker that would write: it is new."""
+        return _done(0.0)
+
     def disk(self) -> Future[Disk]:
         """What is free of the limit."""
         return _done(Disk(self.limit - self._held, self.limit))
@@ -89,6 +98,8 @@ class Memory(Pieces):
 
 class MemoryStore(ReplicatedStore):
     """Messages in memory."""
+
+    kind = "memory"
 
     def __init__(self, memory: Memory | None = None) -> None:
         memory = memory or Memory()

@@ -12,10 +12,10 @@ from tensorbus.bus.dead import Death
 from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 from tensorbus.bus.topics import is_literal
 
-from .base import StoredDelivery, Terms
 from .consumer_rows import last_seq, put_deliveries
 from .damage_rows import is_damaged
 from .retention_rows import Refusal, over_terms
+from .values import StoredDelivery, Terms
 
 COLUMNS = (
     "seq, id, topic, key, bytes, frames, headers, container, pipeline, items, original_bytes, wire_bytes, "

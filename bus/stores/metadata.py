@@ -1,52 +1,36 @@
 """The SQLite file with the rows: one thread that writes, one that reads, one that tidies.
 
-Group commit. A transaction costs an fsync, whatever it holds. So the writing thread takes everything that
-waits for it, in the order in which it was given, runs it in one transaction, and lets all of them go when
-that is on the disk: the more there is to do at once, the less each costs. A thread that has nothing to do is
-woken only after a few turns of the event loop: a message that is listed wakes those who wait for it, and so
-they are handed it by the same flush of the disk. Reads go to a second connection, which sees the last commit
-and waits for no writer.
+What is written goes through ``Commits``. Reads go to a second connection, which sees the last commit and
+waits for no writer.
 
-A commit appends to the write-ahead log. To bring the log's pages into the file takes longer than a commit and
-two more syncs, so a third thread does it with a connection of its own, while commits go on. The log begins
-anew once a commit finds that all of it was brought over. Under steady load that would never be so; hence the
-limit beyond which the writing thread brings over the rest itself, which is little then.
+A commit appends to the write-ahead log. To bring the log's pages into the file takes longer than a commit
+and two more syncs, so a third thread does it with a connection of its own, while commits go on. The log
+begins anew once a commit finds that all of it was brought over. Under steady load that would never be so;
+hence the limit beyond which the writing thread brings over the rest itself, which is little then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import sqlite3
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar, cast
+from typing import Any, TypeVar
 
 from tensorbus.bus.topics import matches
-from tensorbus.errors import StorageError, StorageFull, StoreVersion, TensorbusError
+from tensorbus.errors import StorageError
 
-from .base import Space
+from .commits import Commits
+from .schema import prepare
+from .storage_errors import as_storage_error
 from .syncing import Syncing
+from .values import Space
 
 T = TypeVar("T")
 
-VERSION = 2
-"""``PRAGMA user_version`` of the files that this release writes."""
-
-_LARGEST_GROUP = 256
-_TURNS = 3
-"""Turns of the event loop in which changes gather before the writing thread is woken."""
-_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SYNC_FAILED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
-_TIDY_AFTER = 256
-"""Changes after which the log's pages are brought into the file."""
 _LONGEST_LOG = 4000
 """Pages of the log, of 4 KiB, beyond which the writing thread brings over what the tidying one has left."""
 _LOG_BYTES = 18 * 1024 * 1024
@@ -55,139 +39,6 @@ the disk, to append to it two, since its new length has to be written as well.""
 _LOG_AT_REST = 4 * 1024 * 1024
 """What is kept of one that nothing was appended to for a while."""
 _CACHE_KIB = 4096
-
-_SCHEMA = """
-CREATE TABLE messages (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    topic TEXT NOT NULL,
-    key TEXT,
-    bytes INTEGER NOT NULL,
-    frames INTEGER NOT NULL,
-    headers TEXT NOT NULL,
-    container TEXT NOT NULL,
-    pipeline TEXT NOT NULL,
-    items INTEGER,
-    original_bytes INTEGER,
-    wire_bytes INTEGER,
-    digest TEXT NOT NULL,
-    created REAL NOT NULL,
-    sealed REAL NOT NULL,
-    owner TEXT,
-    dead TEXT
-);
-CREATE INDEX messages_by_topic ON messages (topic, seq);
-CREATE INDEX messages_by_time ON messages (sealed);
-CREATE INDEX messages_that_are_dead ON messages (seq) WHERE dead IS NOT NULL;
-CREATE TABLE bodies (
-    seq INTEGER PRIMARY KEY,
-    data BLOB NOT NULL
-);
-CREATE TABLE usage (
-    topic TEXT PRIMARY KEY,
-    messages INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE owners (
-    owner TEXT PRIMARY KEY,
-    messages INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE keys (
-    topic TEXT NOT NULL,
-    key TEXT NOT NULL,
-    id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    frames INTEGER NOT NULL,
-    digest TEXT NOT NULL,
-    stored REAL NOT NULL,
-    gone INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (topic, key)
-) WITHOUT ROWID;
-CREATE INDEX keys_of_the_gone ON keys (topic, stored) WHERE gone = 1;
-CREATE TABLE uploads (
-    id TEXT PRIMARY KEY,
-    topic TEXT NOT NULL,
-    key TEXT,
-    length INTEGER,
-    metadata TEXT NOT NULL,
-    owner TEXT,
-    created REAL NOT NULL,
-    expires REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE policies (
-    name TEXT PRIMARY KEY,
-    config TEXT NOT NULL,
-    created REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE damaged (
-    id TEXT PRIMARY KEY,
-    reason TEXT NOT NULL,
-    found REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE consumers (
-    name TEXT PRIMARY KEY,
-    uid TEXT NOT NULL UNIQUE,
-    config TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    created REAL NOT NULL,
-    owner TEXT
-) WITHOUT ROWID;
-CREATE TABLE deliveries (
-    consumer TEXT NOT NULL,
-    message TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    due REAL NOT NULL,
-    settled INTEGER NOT NULL,
-    returned INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (consumer, message)
-) WITHOUT ROWID;
-CREATE INDEX deliveries_by_message ON deliveries (message);
-CREATE INDEX deliveries_ahead ON deliveries (consumer, seq) WHERE settled = 1;
-CREATE TRIGGER message_listed AFTER INSERT ON messages BEGIN
-    INSERT INTO usage (topic, messages, bytes) VALUES (new.topic, 1, new.bytes)
-        ON CONFLICT (topic) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
-    INSERT INTO owners (owner, messages, bytes) SELECT new.owner, 1, new.bytes
-        WHERE new.owner IS NOT NULL AND new.dead IS NULL
-        ON CONFLICT (owner) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes;
-END;
-CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
-    DELETE FROM bodies WHERE seq = old.seq;
-    DELETE FROM deliveries WHERE message = old.id;
-    DELETE FROM damaged WHERE id = old.id;
-    UPDATE keys SET gone = 1 WHERE topic = old.topic AND key = old.key AND id = old.id;
-    UPDATE usage SET messages = messages - 1, bytes = bytes - old.bytes WHERE topic = old.topic;
-    DELETE FROM usage WHERE topic = old.topic AND messages = 0;
-    UPDATE owners SET messages = messages - 1, bytes = bytes - old.bytes
-        WHERE owner = old.owner AND old.dead IS NULL;
-    DELETE FROM owners WHERE owner = old.owner AND messages = 0;
-END;
-"""
-
-
-def as_storage_error(problem: sqlite3.Error | OSError, path: Path) -> StorageError:
-    """What SQLite or the system says, as an error that tells the caller what to do."""
-    text = f"{path}: {problem}"
-    if isinstance(problem, sqlite3.Error):
-        if problem.sqlite_errorcode & 0xFF in _CORRUPT:
-            return StorageError(
-                f"{text}; the file is damaged. Restore the data directory from a backup, or let "
-                "`sqlite3 meta.db .recover` save what there is; docs/durability.md says how"
-            )
-        full = problem.sqlite_errorcode == sqlite3.SQLITE_FULL
-    else:
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full:
-        return StorageFull(text + "; free space on the disk that holds the data directory")
-    return StorageError(text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change(Generic[T]):
-    operation: Callable[[sqlite3.Connection], T]
-    outcome: asyncio.Future[T]
 
 
 class Metadata:
@@ -201,16 +52,11 @@ class Metadata:
 
     def __init__(self, path: Path, before_commit: Callable[[], None], syncing: Syncing | None = None) -> None:
         self._path = path
-        self._before_commit = before_commit
         self._syncing = syncing or Syncing()
-        self._waiting: SimpleQueue[_Change[object] | None] = SimpleQueue()
-        self._gathered: deque[_Change[object]] = deque()
-        self._busy = False
-        self._changes = 0
-        self._changes_seen = 0
         self._tidy = threading.Event()
         self._tidying = threading.Lock()
-        self._writer: threading.Thread | None = None
+        self._commits = Commits(path, before_commit, self._syncing, self._tidy.set)
+        self._changes_seen = 0
         self._tidier: threading.Thread | None = None
         self._reader: ThreadPoolExecutor | None = None
         self._closed = False
@@ -235,24 +81,16 @@ class Metadata:
         for connection in (self._read_connection, self._write_connection):
             connection.create_function("topic_matches", 2, matches, deterministic=True)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tensorbus-read")
-        self._writer = threading.Thread(target=self._write_groups, name="tensorbus-commit", daemon=True)
-        self._writer.start()
+        self._commits.start(self._write_connection)
         self._tidier = threading.Thread(target=self._tidy_up, name="tensorbus-tidy", daemon=True)
         self._tidier.start()
 
     def close(self) -> None:
         """Commit what waits, stop the threads and close the file. Blocks; idempotent."""
-        if self._writer is None or self._reader is None or self._tidier is None:
+        if self._reader is None or self._tidier is None:
             return
         self._closed = True
-        self._hand_on()
-        self._waiting.put(None)
-        self._writer.join()
-        late: list[_Change[object]] = []
-        while not self._waiting.empty():
-            if (change := self._waiting.get()) is not None:
-                late.append(change)
-        _tell_failure(late, self._is_closed())
+        self._commits.stop()
         self._tidy.set()
         self._tidier.join()
         self._reader.shutdown()
@@ -260,43 +98,17 @@ class Metadata:
             pass  # nobody uses the connections any more
         for connection in (self._read_connection, self._tidy_connection, self._write_connection):
             connection.close()
-        self._writer = self._reader = self._tidier = None
+        self._reader = self._tidier = None
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Coroutine[Any, Any, T]:
         """Run ``operation`` in the next transaction; its result, once that is on the disk.
 
-        Operations run in the order of the calls. One may be part of a larger transaction: it raises nothing
-        but sqlite3.Error, with which the whole group fails. Where the fault is its own, and not the disk's,
-        it fails alone: the others are run once more without it. Once begun it is carried through, even if the
-        caller is cancelled.
+        See ``Commits.write``.
 
         Raises:
             StorageFull, StorageError: nothing of the operation was stored.
         """
-        if self._closed:
-            raise self._is_closed()
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[T] = loop.create_future()
-        change = cast("_Change[object]", _Change(operation, outcome))
-        if self._gathered:
-            self._gathered.append(change)
-        elif self._busy:
-            self._waiting.put(change)  # it looks there when it has done what it does
-        else:
-            self._gathered.append(change)
-            loop.call_soon(self._gather, loop, _TURNS)
-        return await outcome
-
-    def _gather(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
-        if turns > 1:
-            loop.call_soon(self._gather, loop, turns - 1)
-        else:
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._waiting.put(self._gathered.popleft())
+        return self._commits.write(operation)
 
     def read_now(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """As ``read``, in the calling thread, while nobody else reads yet: for recovery. Blocks."""
@@ -381,82 +193,7 @@ class Metadata:
 
     def _prepare(self) -> None:
         with closing(self._connect()) as connection:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StoreVersion(
-                    f"{self._path} was written by a newer release (format {version}, this one knows "
-                    f"{VERSION}); use that release, or another data directory"
-                )
-            if 0 < version < VERSION:
-                raise StoreVersion(
-                    f"{self._path} was written by an older release (format {version}, this one needs "
-                    f"{VERSION}); fetch the messages with that release, or use another data directory"
-                )
-            if version == 0:
-                # Free pages can be given back; this can only be said while the file is empty.
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            if version == 0:
-                connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
-
-    # --- the writing thread --------------------------------------------------------------------------
-
-    def _write_groups(self) -> None:
-        stopping = False
-        while not stopping:
-            group: list[_Change[object]] = []
-            self._busy = not self._waiting.empty()
-            change = self._waiting.get()
-            self._busy = True
-            while change is not None:
-                if not change.outcome.cancelled():
-                    group.append(change)
-                if len(group) == _LARGEST_GROUP:
-                    break
-                try:
-                    change = self._waiting.get_nowait()
-                except Empty:
-                    break
-            stopping = change is None
-            if group:
-                self._commit(group)
-
-    def _commit(self, group: list[_Change[object]]) -> None:
-        connection = self._write_connection
-        try:
-            self._syncing.check_writable()
-            connection.execute("BEGIN IMMEDIATE")
-            results = [change.operation(connection) for change in group]
-            self._before_commit()
-            started = time.perf_counter()
-            connection.execute("COMMIT")
-            self._syncing.committed(time.perf_counter() - started)
-        except BaseException as problem:
-            if isinstance(problem, sqlite3.Error) and problem.sqlite_errorcode in _SYNC_FAILED:
-                self._syncing.fail(f"{self._path}: a commit could not be synced: {problem}")
-            self._roll_back(connection)
-            if len(group) > 1 and _is_own_fault(problem):
-                for change in group:
-                    self._commit([change])
-                return
-            failure = problem
-            if isinstance(problem, sqlite3.Error | OSError) and not isinstance(problem, StorageError):
-                failure = as_storage_error(problem, self._path)
-            _tell_failure(group, failure)
-            return
-        _tell(group, results)
-        before = self._changes
-        self._changes += len(group)
-        if before // _TIDY_AFTER != self._changes // _TIDY_AFTER:
-            self._tidy.set()
-
-    @staticmethod
-    def _roll_back(connection: sqlite3.Connection) -> None:
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            pass  # the failure that led here is the one to report; SQLite rolls back on its own
+            prepare(connection, self._path)
 
     # --- the tidying thread --------------------------------------------------------------------------
 
@@ -474,41 +211,7 @@ class Metadata:
             self._tidy_connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             if not shorten:
                 return
-            quiet = self._changes == self._changes_seen
-            self._changes_seen = self._changes
+            quiet = self._commits.changes == self._changes_seen
+            self._changes_seen = self._commits.changes
             if quiet and self.log.stat().st_size > _LOG_AT_REST:
                 self._tidy_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _is_own_fault(problem: BaseException) -> bool:
-    """Whether one change of a group is at fault, and not the disk: the others can be done without it."""
-    if isinstance(problem, sqlite3.Error):
-        return isinstance(problem, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError)
-    return isinstance(problem, Exception) and not isinstance(problem, OSError | TensorbusError)
-
-
-def _tell(group: Sequence[_Change[object]], results: Sequence[object]) -> None:
-    """Let the callers go: one call into their event loop for all of them."""
-
-    def deliver() -> None:
-        for change, result in zip(group, results, strict=True):
-            if not change.outcome.done():
-                change.outcome.set_result(result)
-
-    _in_loop(group, deliver)
-
-
-def _tell_failure(group: Sequence[_Change[object]], failure: BaseException) -> None:
-    def deliver() -> None:
-        for change in group:
-            if not change.outcome.done():
-                change.outcome.set_exception(failure)
-
-    _in_loop(group, deliver)
-
-
-def _in_loop(group: Sequence[_Change[object]], deliver: Callable[[], None]) -> None:
-    """A metadata file belongs to one event loop; if that is closed, nobody waits any more."""
-    if group:
-        with suppress(RuntimeError):
-            group[0].outcome.get_loop().call_soon_threadsafe(deliver)

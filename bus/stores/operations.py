@@ -32,7 +32,7 @@ from . import (
     retention_rows,
     upload_rows,
 )
-from .base import (
+from .values import (
     Copy,
     HandedOver,
     HandOver,

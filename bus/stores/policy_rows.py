@@ -9,7 +9,7 @@ from sqlite3 import Connection
 
 from tensorbus.bus.policies import PolicyConfig
 
-from .base import StoredPolicy
+from .values import StoredPolicy
 
 
 def put(policy: StoredPolicy) -> Callable[[Connection], None]:

@@ -19,16 +19,7 @@ from tensorbus.bus.messages import MessageInfo
 from tensorbus.bus.policies import PolicyConfig
 from tensorbus.errors import StorageError, StoreVersion
 
-from .base import (
-    Copy,
-    HandOver,
-    Listing,
-    StoredConsumer,
-    StoredDelivery,
-    StoredPolicy,
-    StoredUpload,
-    Terms,
-)
+from .values import Copy, HandOver, Listing, StoredConsumer, StoredDelivery, StoredPolicy, StoredUpload, Terms
 
 VERSION = 1
 """Of records, and of the rows that they make."""

@@ -58,6 +58,7 @@ from .logs import Log
 from .records import Command, packed, parse, record
 from .replica import Failed, Replica, state
 from .runs import Pieces, Runs
+from .strays import Strays
 from .syncing import Sync, SyncObserver
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ class ReplicatedStore(Store):
         self._number = 0
         self._sending: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[object]] = set()
+        self._strays = Strays(self._runs, pieces, self._read_all, log.needs)
         self._failure: str | None = None
         self._damaged: dict[str, str] = {}
 
@@ -169,6 +171,10 @@ class ReplicatedStore(Store):
             )
             for each in await self._rows.read(consumer_rows.consumers)
         ]
+
+    def give_up_soon(self) -> None:
+        """What the log or the pieces do not take within a few seconds fails."""
+        self.log.give_up_soon()
 
     async def close(self) -> None:
         """Put what waits into the log, and forget the rows."""
@@ -254,7 +260,7 @@ class ReplicatedStore(Store):
             try:
                 await self.log.append(record(self.writer, self._number, commands))
             except StorageError as problem:
-                self._fail(str(problem))
+                self._fail(str(problem).removeprefix(f"{self.name} "))
 
     async def _deliver(self, seq: int, data: bytes) -> None:
         """A record has come: do it, and let those go who wait for it."""
@@ -294,6 +300,11 @@ class ReplicatedStore(Store):
     async def _read(self, query: Callable[[Connection], T]) -> T:
         return await self._rows.read(query)
 
+    async def _read_all(self, query: Callable[[Connection], T]) -> T:
+        """As ``_read``, when all that is in the log now has been done."""
+        await self.log.catch_up()
+        return await self._read(query)
+
     def _tell(self, name: str, *arguments: object) -> None:
         """Have a command done without waiting for it; from any thread."""
 
@@ -313,9 +324,9 @@ class ReplicatedStore(Store):
 
     async def quarantine(self, message_id: str, reason: str, found: float) -> bool:
         """Note it; its frames stay where they are."""
+        await self._forget_pieces(message_id)
         if not self._leading:
             return False  # who leads finds it when it is asked for there
-        await self._forget_pieces(message_id)
         known = message_id in self._damaged
         self._damaged.setdefault(message_id, reason)
         fresh = await self._write("quarantine", message_id, reason, found)
@@ -579,6 +590,7 @@ class ReplicatedStore(Store):
     async def tidy(self) -> None:
         """Remove frames that nobody needs, and keep the log short."""
         await self._clear_garbage()
+        await self._strays.clear_sometimes()
         await self.log.keep_short(self._copy)
 
     async def _clear_garbage(self) -> None:

@@ -14,7 +14,7 @@ from sqlite3 import Connection
 from tensorbus.bus.quotas import over_bytes, over_messages, too_large
 from tensorbus.errors import LimitExceeded, QuotaExceeded
 
-from .base import Aged, Terms, Usage
+from .values import Aged, Terms, Usage
 
 
 def usage(connection: Connection) -> dict[str, Usage]:

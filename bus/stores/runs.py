@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 
 from tensorbus.errors import StorageError, StoreDamaged
 
-from .base import Disk, FrameFile, Part
+from .base import FrameFile, Part
+from .values import Disk
 
 _UNDER_WAY = 4
 """Pieces of one run that are written and not stored yet."""
@@ -54,7 +55,8 @@ class Pieces(ABC):
     def get(self, run: str, number: int, size: int | None) -> Future[tuple[bytes, int] | None]:
         """A piece and its version; None if it is not there.
 
-        ``size`` is how many bytes it should have, if that is known. Fails with StorageError.
+        ``size`` is how many bytes it should have, if a copy will do, which may lag behind; None asks for
+        what is stored for certain. Fails with StorageError.
         """
 
     @abstractmethod
@@ -68,6 +70,17 @@ class Pieces(ABC):
     @abstractmethod
     def clear(self, run: str) -> Future[None]:
         """Remove a run. Fails with StorageError."""
+
+    @abstractmethod
+    def runs(self, seen: int) -> Future[tuple[Collection[str], int]]:
+        """Some more runs that there are pieces of, and how many pieces these were: to be added to ``seen``.
+
+        No pieces is the end. Fails with StorageError.
+        """
+
+    @abstractmethod
+    def age(self, run: str) -> Future[float]:
+        """Seconds since the last piece of a run was stored. Fails with StorageError."""
 
     @abstractmethod
     def disk(self) -> Future[Disk]:
@@ -127,7 +140,11 @@ class Runs:
                 raise StoreDamaged(f"message {run}: its frames are being removed")
             size = (count - 1) * self.pieces.size + len(last[0])
         # What is cut off and comes again need not be the same: it is nobody else's.
-        return RunReader(self, run, size, Cache(self.pieces, _OWN * self.pieces.size))
+        return RunReader(self, run, size, self.sure_cache())
+
+    def sure_cache(self) -> Cache:
+        """For one reader, of pieces as they are for certain."""
+        return Cache(self.pieces, _OWN * self.pieces.size, sure=True)
 
     def writing(self, run: str) -> RunFile | None:
         """The file through which this process writes a run."""
@@ -341,6 +358,17 @@ class RunReader:
             count += len(part)
         return count
 
+    def doubt(self) -> bool:
+        """A piece may have been an older one of the same size: read what is stored for certain, from now on.
+
+        False if that is so already.
+        """
+        if self._size is None or self._cache.sure:
+            return False
+        self._runs.cache.forget(self._run)
+        self._cache = self._runs.sure_cache()
+        return True
+
     def close(self) -> None:
         """Nothing more is read. Idempotent."""
         if not self._closed:
@@ -373,9 +401,14 @@ class Cache:
     """Pieces that were asked for lately: many readers of one message have them fetched once.
 
     It holds as many bytes for all readers together, however many there are. Any thread may ask.
+
+    Args:
+        held: bytes.
+        sure: ask for what is stored for certain, and not for a copy, which may lag behind.
     """
 
-    def __init__(self, pieces: Pieces, held: int = _CACHED) -> None:
+    def __init__(self, pieces: Pieces, held: int = _CACHED, *, sure: bool = False) -> None:
+        self.sure = sure
         self._pieces = pieces
         self._held = held
         self._asked: OrderedDict[tuple[str, int, int], Future[tuple[bytes, int] | None]] = OrderedDict()
@@ -389,7 +422,7 @@ class Cache:
             if found is not None and not _in_vain(found, size):
                 self._asked.move_to_end(name)
                 return found
-            asked = self._asked[name] = self._pieces.get(run, number, size)
+            asked = self._asked[name] = self._pieces.get(run, number, None if self.sure else size)
             self._asked.move_to_end(name)
             while len(self._asked) > max(2 + _AHEAD, self._held // self._pieces.size):
                 self._asked.popitem(last=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from sqlite3 import Connection
 
-from .base import StoredUpload
+from .values import StoredUpload
 
 
 def add(upload: StoredUpload) -> Callable[[Connection], None]:

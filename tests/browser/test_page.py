@@ -15,6 +15,7 @@ from playwright.async_api import Page, expect
 
 from browsing import AUDIT, Tabs, running_browser
 from browsing.uploading import slow_upload
+from storing import Gateways, NatsServers
 from tensorbus.aggregator.job import JobSpec
 from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
@@ -28,6 +29,8 @@ from tensorbus.bus.testing import running_broker
 NF4: dict[str, object] = {"quantizer": {"name": "nf4"}, "keep": []}
 SHAPE = (400, 256)
 NARROW = (380, 800)
+PATIENCE = 30_000
+"""Milliseconds that another broker may take to lead."""
 
 
 @pytest.fixture
@@ -134,6 +137,30 @@ async def test_it_survives_a_restart_of_the_broker(tabs: Tabs, data: Path) -> No
         await expect(page.get_by_role("button", name="after", exact=True)).to_be_visible()
     # The browser itself notes each request that nobody answered; the page's scripts say nothing.
     assert all("Failed to load resource" in text or "ERR_" in text for text in tab.complaints)
+
+
+async def test_it_shows_the_brokers_of_a_store(tabs: Tabs, tmp_path: Path) -> None:
+    """At one that does not lead: which one does, and when that one dies, who leads then. It stays usable."""
+    with NatsServers(tmp_path / "nats") as servers, Gateways(tmp_path, servers.address) as gateways:
+        for _ in range(2):
+            await asyncio.to_thread(gateways.start)
+        leader = await asyncio.to_thread(gateways.leader)
+        await asyncio.to_thread(gateways.ready, 1 - leader)
+        first, other = gateways.urls[leader], gateways.urls[1 - leader]
+        tab = await tabs.open(other, dark=True)
+        page = tab.page
+        rows = page.locator("table.brokers tbody tr")
+        await expect(rows).to_have_count(2)
+        await expect(page.get_by_role("heading", name="Brokers")).to_have_text("Brokers2 on jetstream")
+        await expect(rows.filter(has_text=first)).to_contain_text("leads")
+        await expect(rows.filter(has_text=other)).to_contain_text("stands by")
+        await expect(rows.filter(has_text=other)).to_contain_text("nothing")
+        assert await page.evaluate(AUDIT) == []
+        assert tab.complaints == []
+        gateways.kill(leader)
+        await expect(rows.filter(has_text=first)).to_contain_text("away since", timeout=PATIENCE)
+        await expect(rows.filter(has_text=other)).to_contain_text("leads", timeout=PATIENCE)
+        await expect(page.locator("#connection")).to_have_text("live")
 
 
 async def test_a_thousand_topics_are_searched_and_paged(tabs: Tabs, data: Path) -> None:

@@ -21,7 +21,23 @@ from tensorbus.cli.main import cli
 
 RUN_ELSEWHERE = ("http.md", "uploads.md")
 """Pages whose blocks for a shell are scripts, which other tests run against a broker."""
-OTHERS = {".", "cd", "cp", "export", "git", "helm", "kubectl", "mv", "nice", "rm", "rsync", "sh", "sqlite3"}
+OTHERS = {
+    ".",
+    "cd",
+    "cp",
+    "export",
+    "git",
+    "helm",
+    "kubectl",
+    "mv",
+    "nats",
+    "nice",
+    "rm",
+    "rsync",
+    "sed",
+    "sh",
+    "sqlite3",
+}
 """Programs that are not ours, and whose options are theirs."""
 THEIR_OPTIONS = {"--epochs"}
 """Options in the text that belong to the reader's own script."""

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from storing import KINDS, NatsServers, Stores
+from storing import KINDS, NatsServers, Stores, frames_left
 from storing.suite import ABOUT_FILES, CLUSTERED, SUITE
 from tensorbus.bus import testing
 
@@ -66,5 +66,6 @@ def store_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     for module in modules:
         if hasattr(module, "FileStore"):
             monkeypatch.setattr(module, "FileStore", stores.make)
+    monkeypatch.setattr(frames_left, "stores", stores)
     yield kind
     stores.close()

@@ -4,7 +4,8 @@
 
 At the NTH event of the name EVENT it sends itself SIGKILL, so nothing after that point happens: no finally
 block, no closing of connections. Every event is printed before. ``before-open``, ``after-close`` and the like
-are no events but the moments around the records that it publishes. The last line is its memory, in bytes.
+are no events but the moments around the records that it publishes, and the word that a job was cancelled. The
+last line is its memory, in bytes.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ class KillableClient(Client):
         """As the real one."""
         headers: dict[str, object] = settings.get("headers") or {}
         kind = headers.get("kind")
-        if topic.endswith(".rounds"):
+        decisive = topic.endswith(".rounds") or kind == "cancelled"
+        if decisive:
             self.listener.reached(f"before-{kind}")
         receipt = await super().publish(topic, container, *args, **settings)
-        if topic.endswith(".rounds"):
+        if decisive:
             self.listener.reached(f"after-{kind}")
         return receipt
 

@@ -1,4 +1,7 @@
-"""The Helm chart of deploy/helm: rendered by Helm's own engine, checked against the schemas of Kubernetes."""
+"""The Helm chart of deploy/helm: rendered by Helm's own engine, checked against schemas.
+
+Those of Kubernetes, and of Prometheus Operator, whose types are made of its custom resource definitions.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import helm_python as helm
 import kubernetes_validate as kubernetes  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 import yaml
+from cloudcoil.models.prometheus_operator import v1 as operator
+from pydantic import ValidationError
 
 from tensorbus.cli.main import cli
 
@@ -22,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/tensorbus"
 VERSIONS = ("1.31", "1.34")
 """Of Kubernetes: the oldest that the chart is for, and a newer one."""
-CUSTOM = {"ServiceMonitor", "PrometheusRule"}
+CUSTOM = {"ServiceMonitor": operator.ServiceMonitor, "PrometheusRule": operator.PrometheusRule}
 """Kinds of Prometheus Operator, which Kubernetes itself has no schema of."""
 
 SECRETS: dict[str, Any] = {"tokens": {"secret": "secrets"}, "tls": {"secret": "secrets"}}
@@ -97,6 +102,30 @@ def test_a_misspelt_field_is_found() -> None:
     broker["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
     with pytest.raises(kubernetes.ValidationError, match="livenesProbe"):
         kubernetes.validate(broker, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize("kind", CUSTOM)
+@pytest.mark.parametrize("secrets", [SECRETS, {"anybody": True}], ids=["secure", "anybody"])
+def test_prometheus_operator_knows_every_field(kind: str, secrets: dict[str, Any]) -> None:
+    """Read by the types of its definitions and written again they are the same, with nothing left out."""
+    document = of_kind(rendered({**secrets, **OBSERVED}), kind)
+    assert as_read(document) == document
+
+
+def as_read(document: dict[str, Any]) -> dict[str, Any]:
+    """What Prometheus Operator sees of it, without what it does not know. Raises ValidationError."""
+    return CUSTOM[document["kind"]].model_validate(document).model_dump(by_alias=True, exclude_unset=True)
+
+
+def test_a_field_that_the_operator_does_not_know_is_found() -> None:
+    """The proof that these bite, too: a name that is wrong is lost, a value that is wrong is refused."""
+    monitor = of_kind(rendered({**SECRETS, **OBSERVED}), "ServiceMonitor")
+    endpoint = monitor["spec"]["endpoints"][0]
+    endpoint["tlsConfig"]["server_name"] = "broker"
+    assert as_read(monitor) != monitor
+    endpoint["interval"] = "15 seconds"
+    with pytest.raises(ValidationError, match="interval"):
+        as_read(monitor)
 
 
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
@@ -185,6 +214,14 @@ def test_the_secret_is_what_the_script_makes(tmp_path: Path) -> None:
         "prometheus.token",
     }
     assert asked <= there
+
+
+def test_sites_answer_on_topics_of_their_own_unless_they_trust_each_other() -> None:
+    """As the tokens of deploy/make-secrets.sh want it; a value says otherwise."""
+    trusting = {**SECRETS, "aggregator": {"enabled": True, "job": "sft", "ownTopics": False}}
+    for values, wanted in (({**SECRETS, **JOB}, True), (trusting, False)):
+        (container,) = of_kind(rendered(values), "Job")["spec"]["template"]["spec"]["containers"]
+        assert ("--own-topics" in container["args"]) is wanted
 
 
 def test_rules_and_dashboard_are_those_of_the_compose_file() -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+from dataclasses import replace
 from pathlib import Path
 
+import nats
 import pytest
 
-from storing import NatsServers
+from storing import LaggingReplica, NatsServers
+from storing.bodies import frames, publish, read
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.messages import Receipt
+from tensorbus.bus.stores import strays
 from tensorbus.bus.stores.jetstream import JetStreamSettings, JetStreamStore
-from tensorbus.errors import BrokerUnavailable, StorageError
-from tensorbus.streaming.raw import RawEncoder
+from tensorbus.errors import BrokerUnavailable, StorageError, StoreUnavailable
 
 SETTINGS = BrokerSettings(sweep_interval=0)
 
@@ -28,35 +30,11 @@ def where(tmp_path: Path, nats_server: NatsServers) -> JetStreamSettings:
     return JetStreamSettings.parse(f"{nats_server.address}&name={name}")
 
 
-def frames(size: int) -> bytes:
-    """The body of a message."""
-    encoder = RawEncoder({}, "text/plain", size)
-    head = encoder.open()
-    content = os.urandom(size)
-    return head + b"".join(h + bytes(p) for h, p in encoder.slices(content)) + encoder.close()
-
-
-async def publish(broker: Broker, body: bytes, key: str | None = None) -> Receipt:
-    """Publish a message."""
-    upload = await broker.begin("t", key, len(body))
-    if isinstance(upload, Receipt):
-        return upload
-    async with upload:
-        await upload.write(body)
-        return await upload.seal()
-
-
 async def go_on(upload: Upload, rest: bytes) -> Receipt:
     """The rest of an upload."""
     async with upload.turn(lambda: None):
         await upload.write(rest)
         return await upload.seal()
-
-
-async def read(broker: Broker, message_id: str) -> bytes:
-    """The body of a message."""
-    async with await broker.open_reader(message_id) as reader:
-        return b"".join([bytes(chunk) async for chunk in reader])
 
 
 async def test_a_snapshot_takes_the_place_of_the_log(where: JetStreamSettings) -> None:
@@ -148,6 +126,52 @@ async def test_frames_that_nobody_needs_are_removed(where: JetStreamSettings) ->
         assert await store.stored_pieces() == 0
 
 
+async def test_what_was_written_into_a_run_that_is_gone_is_removed(
+    where: JetStreamSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a broker that had been taken for dead and went on; and nothing else with it."""
+    body = frames(1_500_000)
+    store = JetStreamStore(where)
+    async with Broker(store, SETTINGS) as broker:
+        kept = await publish(broker, body)
+        lost = await broker.begin("t", None, len(body))
+        assert isinstance(lost, Upload)
+        async with lost:
+            await lost.write(body[:600_000])
+            await lost.flush()
+        parked = await broker.create_upload("t", "k", len(body))
+        assert isinstance(parked, Upload)
+        async with parked.turn(lambda: None):
+            await parked.write(body[:1_200_000])
+            await parked.flush()
+        await broker.sweep()
+        await store.shorten()
+        before = await store.stored_pieces()
+        async with await nats.connect(where.servers[0]) as dead:  # pyright: ignore[reportUnknownMemberType]
+            for number in (1, 2):
+                await dead.request(f"{where.name}.f.{lost.id}.{number}", body[:500_000])
+    async with Broker(JetStreamStore(where), SETTINGS) as broker:
+        await broker.sweep()
+    monkeypatch.setattr(strays, "OLD", 0.0)
+    store = JetStreamStore(where, stand_by=True)
+    async with Broker(store, SETTINGS) as broker:
+        assert await store.stored_pieces() == before + 2  # it may have been new
+        assert await broker.lead()
+        await broker.sweep()
+        assert await store.stored_pieces() == before
+        assert await read(broker, kept.id) == body
+        found = broker.upload(parked.id)
+        assert found is not None
+        async with found.turn(lambda: None):
+            assert found.offset is not None
+            assert 1_000_000 < found.offset <= 1_200_000
+            await found.write(body[found.offset :])
+            receipt = await found.seal()
+        assert await read(broker, receipt.id) == body
+    async with Broker(JetStreamStore(where), SETTINGS) as broker:  # from the snapshot
+        assert await read(broker, receipt.id) == body
+
+
 async def test_a_server_that_takes_no_large_messages_is_named(tmp_path: Path) -> None:
     """Before anything is begun, with what to change."""
     with (
@@ -159,8 +183,9 @@ async def test_a_server_that_takes_no_large_messages_is_named(tmp_path: Path) ->
 
 async def test_no_server_is_a_clear_error() -> None:
     """And soon."""
-    with pytest.raises(StorageError, match=r"cannot be reached: \w"):
-        await Broker(JetStreamStore(JetStreamSettings.parse("nats://127.0.0.1:1"))).start()
+    where = replace(JetStreamSettings.parse("nats://127.0.0.1:1"), connect_timeout=1)
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:1 cannot be reached: .*Connect call failed"):
+        await Broker(JetStreamStore(where)).start()
 
 
 async def test_a_server_that_is_killed_is_waited_for(tmp_path: Path) -> None:
@@ -179,3 +204,41 @@ async def test_a_server_that_is_killed_is_waited_for(tmp_path: Path) -> None:
             assert sorted(receipt.seq for receipt in stored) == [2, 3, 4, 5]
             assert [await read(broker, receipt.id) for receipt in stored[:3]] == [body] * 3
             assert (await broker.topics())[0].messages == 5
+
+
+async def test_a_replica_that_lags_is_no_damage(where: JetStreamSettings) -> None:
+    """It gives an older piece of the same size: its leader's is read instead, and nothing is put aside."""
+    body = frames(1_300_000)
+    async with (
+        Broker(JetStreamStore(where), SETTINGS) as broker,
+        Broker(JetStreamStore(where, stand_by=True), SETTINGS) as other,
+    ):
+        receipt = await publish(broker, body, "k")
+        async with LaggingReplica(
+            where.servers[0], f"{where.name}_frames", lambda stored: stored[:-9] + b"older...."
+        ) as replica:
+            for each in (broker, other):
+                assert await read(each, receipt.id) == body
+                assert await read(each, receipt.id) == body
+            assert replica.given > 0
+            broker.scrub()
+            report = await broker.scrub_end()
+            assert (report.messages, report.damaged) == (1, ())
+        assert not (await broker.damaged()).damaged
+        assert broker.measures.damaged == 0
+
+
+async def test_older_frames_that_are_whole_are_not_taken_for_the_messages(where: JetStreamSettings) -> None:
+    """A replica that lags may have frames that were cut off and sent anew: the reader has to ask again."""
+    body = frames(1_300_000)
+    older = frames(1_300_000)
+    size = 512 << 10
+    pieces = {body[at : at + size]: older[at : at + size] for at in range(0, len(body), size)}
+    async with Broker(JetStreamStore(where), SETTINGS) as broker:
+        receipt = await publish(broker, body, "k")
+        async with LaggingReplica(where.servers[0], f"{where.name}_frames", pieces.__getitem__) as replica:
+            with pytest.raises(StoreUnavailable, match="lags behind"):
+                await read(broker, receipt.id)
+            assert replica.given == len(pieces)
+        assert await read(broker, receipt.id) == body
+        assert not (await broker.damaged()).damaged

@@ -29,11 +29,17 @@ class Case:
 
 
 UP = 'up{job="tensorbus"}'
+LEADS_A, LEADS_B = 'tensorbus_leads{instance="a"}', 'tensorbus_leads{instance="b"}'
 CASES = [
     Case("TensorbusDown", {UP: "1 0x9"}, 5, True),
     Case("TensorbusDown", {"another": "1x9"}, 5, True),
     Case("TensorbusDown", {UP: "1x9"}, 5, False),
     Case("TensorbusDown", {UP: "1 0 1x8"}, 2, False),  # away for less than a minute
+    Case("TensorbusNoLeader", {LEADS_A: "1 0x9", LEADS_B: "0x10"}, 5, True),
+    Case("TensorbusNoLeader", {LEADS_A: "1 0x9", LEADS_B: "0 0 1x8"}, 5, False),
+    Case("TensorbusNoLeader", {UP: "1x10"}, 5, False),  # a store that is not shared
+    Case("TensorbusStoreUnreachable", {"tensorbus_store_connected": "1 0x9"}, 5, True),
+    Case("TensorbusStoreUnreachable", {"tensorbus_store_connected": "1 0 1x8"}, 5, False),
     Case("TensorbusDamage", {"tensorbus_damaged_messages": "0 1x5"}, 2, True),
     Case("TensorbusDamage", {"tensorbus_damaged_messages": "0x5"}, 2, False),
     Case("TensorbusDiskNearlyFull", {FREE: "9x20", SIZE: "100x20"}, 10, True),
@@ -95,7 +101,7 @@ def promtool(*arguments: str | Path) -> str:
 
 def test_rules_and_configurations_are_valid() -> None:
     """As Prometheus itself checks them; the token and the authority of the secure one are not here."""
-    assert "8 rules found" in promtool("check", "rules", OBSERVE / "alerts.yml")
+    assert "10 rules found" in promtool("check", "rules", OBSERVE / "alerts.yml")
     promtool("check", "config", OBSERVE / "prometheus.yml")
     for name in ("secure", "cluster"):
         promtool("check", "config", "--syntax-only", OBSERVE / f"prometheus.{name}.yml")

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from storing import Gateways, NatsServers
 from tensorbus.aggregator.job import JobSpec
 from tensorbus.aggregator.participant import Participant
 from tensorbus.aggregator.worker import Aggregator
@@ -83,14 +84,15 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def watched(url: str, folder: Path) -> AsyncGenerator[Prometheus]:
-    """A Prometheus that scrapes the broker at ``url`` each second, as deploy/observe/prometheus.yml says."""
+async def watched(urls: Sequence[str], folder: Path) -> AsyncGenerator[Prometheus]:
+    """A Prometheus that scrapes these brokers each second, as deploy/observe/prometheus.yml says."""
     if shutil.which("prometheus") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("Debian's package prometheus is not installed")
     text = (OBSERVE / "prometheus.yml").read_text()
     assert text.count("15s") == 2
     assert text.count('"broker:8080"') == 1
-    text = text.replace("15s", "1s").replace("broker:8080", url.removeprefix("http://"))
+    targets = ", ".join(f'"{url.removeprefix("http://")}"' for url in urls)
+    text = text.replace("15s", "1s").replace('"broker:8080"', targets)
     (folder / "prometheus.yml").write_text(text)
     shutil.copy(OBSERVE / "alerts.yml", folder)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -149,14 +151,27 @@ async def federation(url: str) -> None:
             await delivery.term("a test")
 
 
-async def test_each_query_of_the_dashboard_and_each_rule_has_data(tmp_path: Path) -> None:
-    """A panel that would be empty in Grafana is found here; a query of what there is not proves that."""
+async def test_each_query_of_the_dashboard_and_each_rule_has_data(
+    tmp_path: Path, nats_server: NatsServers
+) -> None:
+    """A panel that would be empty in Grafana is found here; a query of what there is not proves that.
+
+    One broker has files, on which the federation runs, and another a store that others could share.
+    """
     (tmp_path / "prometheus").mkdir()
-    async with (
-        running_broker(tmp_path / "broker") as url,
-        watched(url, tmp_path / "prometheus") as prometheus,
-    ):
-        await prometheus.until("tensorbus_build_info")
+    with Gateways(tmp_path, f"{nats_server.address}&name=observed") as gateways:
+        gateways.start()
+        async with (
+            running_broker(tmp_path / "broker") as url,
+            watched([url, *gateways.urls], tmp_path / "prometheus") as prometheus,
+        ):
+            await _see_all(prometheus, url, gateways.urls)
+
+
+async def _see_all(prometheus: Prometheus, url: str, shared: Sequence[str]) -> None:
+    async with asyncio.timeout(2 * PATIENCE):
+        await prometheus.until(f'tensorbus_build_info{{instance="{url.removeprefix("http://")}"}}')
+        await prometheus.until("sum(tensorbus_leads) == 1")
         await federation(url)
         await prometheus.until(
             "tensorbus_consumer_backlog and on() increase(tensorbus_dead_letters_total[1m]) > 0"
@@ -166,13 +181,15 @@ async def test_each_query_of_the_dashboard_and_each_rule_has_data(tmp_path: Path
             assert await prometheus.values(filled(expression)), f"{title}: no data for {expression}"
         assert not await prometheus.values("sum(rate(tensorbus_nothing_of_that_name_total[1m]))")
         labels = await prometheus.get("label/instance/values", **{"match[]": "tensorbus_build_info"})
-        assert labels == [url.removeprefix("http://")], "the dashboard's variable lists the brokers"
+        known = sorted(each.removeprefix("http://") for each in (url, *shared))
+        assert labels == known, "the dashboard's variable lists the brokers"
 
         async with asyncio.timeout(PATIENCE):
             while (found := await _rules(prometheus))["TensorbusDeadLetters"]["state"] != "firing":
                 await asyncio.sleep(0.2)
         assert {rule["health"] for rule in found.values()} == {"ok"}, found
         assert found["TensorbusDamage"]["state"] == found["TensorbusDown"]["state"] == "inactive"
+        assert found["TensorbusNoLeader"]["state"] == "inactive"
 
 
 async def _rules(prometheus: Prometheus) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from storing import frames_left
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.batches import Record
 from tensorbus.bus.broker.uploads import Upload
@@ -62,22 +62,6 @@ async def in_a_batch(broker: Broker, frames: bytes) -> Receipt:
     return outcome
 
 
-def damage(path: Path, message_id: str) -> None:
-    """Another byte on the disk, wherever the message is."""
-    file = path / "frames" / f"{message_id}.frames"
-    if file.exists():
-        with file.open("r+b") as opened:
-            opened.seek(500)
-            opened.write(b"XX")
-        return
-    with sqlite3.connect(path / "meta.db") as rows:
-        rows.execute(
-            "UPDATE bodies SET data = zeroblob(length(data)) "
-            "WHERE seq = (SELECT seq FROM messages WHERE id = ?)",
-            (message_id,),
-        )
-
-
 async def find_damage(broker: Broker, message_id: str) -> None:
     """It is put aside."""
     broker.scrub()
@@ -101,7 +85,7 @@ async def a_damaged_message(broker: Broker, path: Path, size: int) -> Receipt:
     await broker.term("refused", tokens["refused"])
     await broker.ensure_consumer("new", ConsumerConfig("a.*"))
     await broker.ensure_consumer("too-late", ConsumerConfig("a.*", start="new"))
-    damage(path, first.id)
+    await frames_left.spoil(path, first.id)
     await find_damage(broker, first.id)
     return first
 
@@ -125,7 +109,8 @@ async def test_a_damaged_message_is_replaced_under_its_key(tmp_path: Path, way: 
             again.id, again.seq, TOPIC, KEY, again.bytes, again.frames, again.digest, duplicate=True
         )
         assert first.id not in {each.id for each in (await broker.damaged()).damaged}
-        assert not list(tmp_path.rglob(f"{first.id}.frames"))
+        assert first.id not in await frames_left.ids(tmp_path)
+        assert not list(tmp_path.rglob(f"{first.id}.frames"))  # nor where it was put aside
     async with Broker(FileStore(tmp_path), settings) as broker:
         assert (await broker.receipt(TOPIC, KEY)).id == again.id
         for name in ("done", "refused", "too-late"):
@@ -172,16 +157,14 @@ async def test_what_is_whole_again_is_not_replaced(tmp_path: Path) -> None:
     settings = BrokerSettings(sweep_interval=0)
     async with Broker(FileStore(tmp_path), settings) as broker:
         first = await in_one_request(broker, body(LARGE))
-        file = tmp_path / "frames" / f"{first.id}.frames"
-        good = file.read_bytes()
-        damage(tmp_path, first.id)
+        bring_back = await frames_left.spoil(tmp_path, first.id)
         await find_damage(broker, first.id)
         frames = body(LARGE)
         upload = await broker.begin(TOPIC, KEY, len(frames))
         assert isinstance(upload, Upload)
         async with upload:
             await upload.write(frames)
-            file.write_bytes(good)
+            await bring_back()
             broker.scrub()
             await broker.scrub_end()
             receipt = await upload.seal()

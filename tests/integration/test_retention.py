@@ -1,74 +1,21 @@
-"""How long messages are kept: by limits, by interest and as a work queue, on virtual time."""
+"""Limits of a topic and of a token: what makes room, and what is refused, on virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
-from tensorbus.bus.broker import Broker, BrokerSettings
+from storing import frames_left
+from storing.retained import HOUR, SIZE, Hands, a_broker, body, kept, publish, until
+from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
-from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.policies import PolicyConfig
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.errors import Conflict, InvalidName, InvalidRequest, LimitExceeded, NotFound, QuotaExceeded
-from tensorbus.streaming.raw import RawEncoder
-
-HOUR = 3600.0
-
-
-class Hands:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.time = 1_800_000_000.0
-
-    def wall(self) -> float:
-        """Seconds since the epoch."""
-        return self.time
-
-    def monotonic(self) -> float:
-        """The same seconds."""
-        return self.time
-
-
-def body(size: int = 1000) -> bytes:
-    """The frames of a message."""
-    encoder = RawEncoder({}, "application/octet-stream", size)
-    opening = encoder.open()
-    slices = b"".join(head + bytes(payload) for head, payload in encoder.slices(os.urandom(size)))
-    return opening + slices + encoder.close()
-
-
-SIZE = len(body())
-"""Bytes of a stored message of a thousand bytes."""
-
-
-async def publish(broker: Broker, topic: str = "a.b", size: int = 1000, key: str | None = None) -> Receipt:
-    """Publish a message."""
-    frames = body(size)
-    upload = await broker.begin(topic, key, len(frames))
-    assert isinstance(upload, Upload)
-    async with upload:
-        await upload.write(frames)
-        return await upload.seal()
-
-
-async def kept(broker: Broker, topic: str = ">") -> list[str]:
-    """The ids of all messages of a filter."""
-    return [message.id for message in (await broker.messages(topic, limit=1000)).messages]
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what follows by itself, soon."""
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.001)
+from tensorbus.errors import LimitExceeded, NotFound, QuotaExceeded
 
 
 @pytest.fixture
@@ -77,16 +24,10 @@ def clock() -> Hands:
     return Hands()
 
 
-def a_broker(path: Path, clock: Hands, window: float = HOUR) -> Broker:
-    """One that does nothing by itself; small messages are in rows, others in files."""
-    settings = BrokerSettings(sweep_interval=0, inline_bytes=2000, duplicate_window=window)
-    return Broker(FileStore(path), settings, clock)
-
-
 @pytest.fixture
 async def broker(tmp_path: Path, clock: Hands) -> AsyncIterator[Broker]:
     """A running broker."""
-    async with a_broker(tmp_path, clock) as broker:
+    async with a_broker(FileStore(tmp_path), clock) as broker:
         yield broker
 
 
@@ -107,8 +48,7 @@ async def test_the_oldest_messages_make_room_for_new_ones(broker: Broker, tmp_pa
     await until(is_so)
     assert await kept(broker, "a.c") == others
     assert await kept(broker, "free") == free
-    files = {path.stem for path in (tmp_path / "frames").iterdir()}
-    assert files == (set() if size == 1000 else {*mine[2:], *others, *free})
+    await frames_left.becomes(tmp_path, () if size == 1000 else {*mine[2:], *others, *free})
     with pytest.raises(NotFound):
         await broker.message(mine[0])
 
@@ -195,7 +135,7 @@ async def test_a_limit_removes_no_more_than_it_must(broker: Broker, clock: Hands
 
 async def test_thousands_grow_old_together(tmp_path: Path, clock: Hands) -> None:
     """They are removed in steps, all of them, in one sweep."""
-    async with a_broker(tmp_path, clock) as broker:
+    async with a_broker(FileStore(tmp_path), clock) as broker:
         for _ in range(2):
             await asyncio.gather(*(publish(broker, f"t.{n % 7}", 10) for n in range(800)))
         clock.time += HOUR
@@ -297,10 +237,10 @@ async def owned(broker: Broker, owner: str, quota: int, size: int = 1000, key: s
 
 async def test_a_token_stores_no_more_than_its_quota(tmp_path: Path, clock: Hands) -> None:
     """Over restarts; the error names it; a retry is still a duplicate; others have their own."""
-    async with a_broker(tmp_path, clock) as broker:
+    async with a_broker(FileStore(tmp_path), clock) as broker:
         first = await owned(broker, "t1", 2 * SIZE, key="k")
         await owned(broker, "t1", 2 * SIZE)
-    async with a_broker(tmp_path, clock) as broker:
+    async with a_broker(FileStore(tmp_path), clock) as broker:
         with pytest.raises(QuotaExceeded, match=f"token t1: {2 * SIZE} of {2 * SIZE} bytes"):
             await owned(broker, "t1", 2 * SIZE)
         assert (await owned(broker, "t1", 2 * SIZE, key="k")).duplicate
@@ -318,244 +258,3 @@ async def test_a_token_cannot_get_around_its_quota_by_haste(broker: Broker) -> N
     assert len(stored) == 3
     assert {type(outcome) for outcome in outcomes} == {Receipt, QuotaExceeded}
     assert sorted(await kept(broker)) == sorted(receipt.id for receipt in stored)
-
-
-# --- interest ----------------------------------------------------------------------------------------
-
-
-async def test_interest_ends_with_the_last_settlement(broker: Broker, clock: Hands) -> None:
-    """A message is there until each matching consumer has settled it, by ack or by term."""
-    await broker.put_policy("p", PolicyConfig("a.>", retention="interest"))
-    for name, pattern in (("all", ">"), ("some", "a.b"), ("else", "x")):
-        await broker.ensure_consumer(name, ConsumerConfig(pattern))
-    sent = await publish(broker)
-    (mine,) = await broker.pull("all")
-    await broker.ack("all", mine.token)
-    await broker.sweep()
-    assert await kept(broker) == [sent.id]
-    (others,) = await broker.pull("some")
-    await broker.nak("some", others.token)
-    await broker.sweep()
-    assert await kept(broker) == [sent.id]
-    (others,) = await broker.pull("some")
-    await broker.term("some", others.token)
-
-    async def is_gone() -> bool:
-        return await kept(broker, "a.b") == []
-
-    await until(is_gone)
-
-
-async def test_without_interest_nothing_is_kept(broker: Broker) -> None:
-    """A message that no consumer waits for goes at once; its receipt is good, and its key is known."""
-    await broker.put_policy("p", PolicyConfig("a.b", retention="interest"))
-    await broker.ensure_consumer("c", ConsumerConfig("other"))
-    await publish(broker, key="k")
-
-    async def is_gone() -> bool:
-        return await kept(broker) == []
-
-    await until(is_gone)
-    assert isinstance(await broker.begin("a.b", "k"), Receipt)
-
-
-async def test_interest_is_what_the_consumers_are_now(broker: Broker) -> None:
-    """One that starts later does not wait for what was before; one that is deleted waits for nothing."""
-    await broker.put_policy("p", PolicyConfig("a.b", retention="interest"))
-    await broker.ensure_consumer("early", ConsumerConfig(">"))
-    await broker.ensure_consumer("gone", ConsumerConfig(">"))
-    first = await publish(broker)
-    await broker.ensure_consumer("late", ConsumerConfig(">", start="new"))
-    second = await publish(broker)
-    for delivery in await broker.pull("early", 9):
-        await broker.ack("early", delivery.token)
-    await broker.sweep()
-    assert await kept(broker) == [first.id, second.id]
-    await broker.delete_consumer("gone")
-    await broker.sweep()
-    assert await kept(broker) == [second.id]
-
-
-async def test_a_restart_takes_up_where_interest_was(tmp_path: Path, clock: Hands) -> None:
-    """What was settled by all before the restart goes when the broker starts, what was not stays."""
-    async with a_broker(tmp_path, clock) as broker:
-        await broker.ensure_consumer("c", ConsumerConfig(">"))
-        sent = [await publish(broker) for _ in range(4)]
-        taken = await broker.pull("c", 3)
-        await broker.ack("c", taken[0].token)
-        await broker.ack("c", taken[2].token)
-    async with a_broker(tmp_path, clock) as broker:
-        await broker.put_policy("p", PolicyConfig("a.b", retention="interest"))
-        assert await kept(broker) == [sent[1].id, sent[3].id]
-    async with a_broker(tmp_path, clock) as broker:
-        assert [policy.name for policy in await broker.policies()] == ["p"]
-        await broker.ack("c", taken[1].token)
-    async with a_broker(tmp_path, clock) as broker:
-        assert await kept(broker) == [sent[3].id]
-
-
-# --- work queues -------------------------------------------------------------------------------------
-
-
-async def test_a_work_queue_is_emptied_by_its_workers(broker: Broker) -> None:
-    """Messages wait for their consumer, however late it comes, and go with its ack."""
-    await broker.put_policy("p", PolicyConfig("jobs.>", retention="workqueue"))
-    sent = [(await publish(broker, "jobs.a")).id for _ in range(3)]
-    await broker.sweep()
-    assert await kept(broker) == sent
-    await broker.ensure_consumer("workers", ConsumerConfig("jobs.>"))
-    first, second = await broker.pull("workers", 2)
-    await broker.ack("workers", second.token)
-
-    async def is_so() -> bool:
-        return await kept(broker) == [sent[0], sent[2]]
-
-    await until(is_so)
-    await broker.ack("workers", first.token)
-    await broker.sweep()
-    assert await kept(broker) == sent[2:]
-
-
-async def test_a_work_queue_has_one_consumer_for_each_message(broker: Broker) -> None:
-    """A second one on the same topics is refused, and one that would leave messages out; others are not."""
-    await broker.put_policy("p", PolicyConfig("jobs.*", retention="workqueue"))
-    await broker.ensure_consumer("a", ConsumerConfig("jobs.a"))
-    await broker.ensure_consumer("a", ConsumerConfig("jobs.a"))
-    await broker.ensure_consumer("b", ConsumerConfig("jobs.b"))
-    await broker.ensure_consumer("elsewhere", ConsumerConfig("*"))
-    for pattern in (">", "jobs.*", "*.a"):
-        with pytest.raises(Conflict, match="share one consumer"):
-            await broker.ensure_consumer("c", ConsumerConfig(pattern))
-    with pytest.raises(Conflict, match="start with all"):
-        await broker.ensure_consumer("c", ConsumerConfig("jobs.c", start="new"))
-    outcomes = await asyncio.gather(
-        *(broker.ensure_consumer(name, ConsumerConfig("jobs.d")) for name in ("d", "e")),
-        return_exceptions=True,
-    )
-    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 1
-
-
-async def test_what_has_many_consumers_does_not_become_a_work_queue(broker: Broker) -> None:
-    """The policy is refused, and nothing is removed by it."""
-    await broker.ensure_consumer("a", ConsumerConfig("jobs.>"))
-    await broker.ensure_consumer("b", ConsumerConfig("jobs.a"))
-    sent = await publish(broker, "jobs.a")
-    with pytest.raises(Conflict, match="work queue"):
-        await broker.put_policy("p", PolicyConfig("jobs.*", retention="workqueue"))
-    assert await broker.policies() == []
-    assert await kept(broker) == [sent.id]
-
-
-@pytest.mark.parametrize("size", [10, 5000], ids=["rows", "files"])
-@pytest.mark.parametrize("retention", ["interest", "workqueue"])
-async def test_a_dead_letter_outlives_its_message(
-    broker: Broker, retention: Literal["interest", "workqueue"], size: int
-) -> None:
-    """Its death settles the message, which goes; the letter is there, whole, and can be replayed."""
-    await broker.put_policy("p", PolicyConfig("jobs", retention=retention))
-    await broker.ensure_consumer("c", ConsumerConfig("jobs", max_deliver=1, dead_letter="dead.c"))
-    sent = await publish(broker, "jobs", size)
-    (delivery,) = await broker.pull("c")
-    await broker.term("c", delivery.token)
-
-    async def is_gone() -> bool:
-        return await kept(broker, "jobs") == []
-
-    await until(is_gone)
-    (letter,) = (await broker.messages("dead.c")).messages
-    assert letter.digest == sent.digest
-    async with await broker.open_reader(letter.id) as reader:
-        assert sum([len(chunk) async for chunk in reader]) == sent.bytes
-    again = await broker.replay(letter.id, everyone=False)
-    (delivery,) = await broker.pull("c")
-    assert delivery.message.id == again.id
-    await broker.ack("c", delivery.token)
-    await broker.sweep()
-    assert await kept(broker) == []
-
-
-# --- policies ----------------------------------------------------------------------------------------
-
-
-async def test_a_topic_has_one_policy(broker: Broker) -> None:
-    """Filters of two policies have no topic in common; a policy may be changed to another filter."""
-    await broker.put_policy("p", PolicyConfig("a.*"))
-    with pytest.raises(Conflict, match=r"policy 'p' for a\.\* select topics in common"):
-        await broker.put_policy("q", PolicyConfig("*.b"))
-    await broker.put_policy("q", PolicyConfig("a.*.c"))
-    await broker.put_policy("p", PolicyConfig("b.*"))
-    await broker.put_policy("r", PolicyConfig("a.*"))
-    assert [policy.name for policy in await broker.policies()] == ["p", "q", "r"]
-    assert (await broker.policy("p")).config == PolicyConfig("b.*")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {},
-        {"filter": "a..b"},
-        {"filter": "a", "retention": "forever"},
-        {"filter": "a", "max_messages": 0},
-        {"filter": "a", "max_bytes": 1.5},
-        {"filter": "a", "max_age": 0},
-        {"filter": "a", "max_age": float("nan")},
-        {"filter": "a", "duplicate_window": -1},
-        {"filter": "a", "discard": "new"},
-        {"filter": "a", "colour": "red"},
-    ],
-)
-def test_a_policy_that_makes_no_sense_is_refused(document: dict[str, object]) -> None:
-    """Before it is looked at any further."""
-    with pytest.raises((InvalidRequest, InvalidName)):
-        PolicyConfig.from_json(document)
-
-
-async def test_a_policy_survives_its_json(broker: Broker) -> None:
-    """What is written is what is read, defaults filled in."""
-    config = PolicyConfig("a.>", "workqueue", 5, 6, 7.5, "new", 8.0)
-    assert PolicyConfig.from_json(config.to_json()) == config
-    assert PolicyConfig.from_json({"filter": "a"}) == PolicyConfig("a")
-    with pytest.raises(InvalidName):
-        await broker.put_policy("no name", config)
-
-
-# --- keys --------------------------------------------------------------------------------------------
-
-
-async def test_a_key_is_remembered_for_its_window_over_restarts(tmp_path: Path, clock: Hands) -> None:
-    """As long as its message is there, and until the window is over if that is later; then it is new."""
-    async with a_broker(tmp_path, clock) as broker:
-        deleted = await publish(broker, "a", key="k")
-        there = await publish(broker, "b", key="k")
-        await broker.delete(deleted.id)
-    clock.time += HOUR - 1
-    async with a_broker(tmp_path, clock) as broker:
-        assert (await broker.receipt("a", "k")).id == deleted.id
-        clock.time += 2
-        await broker.sweep()
-        with pytest.raises(NotFound):
-            await broker.receipt("a", "k")
-        assert (await broker.receipt("b", "k")).id == there.id
-        assert not (await publish(broker, "a", key="k")).duplicate
-        await broker.delete(there.id)
-        await broker.sweep()
-        assert not (await publish(broker, "b", key="k")).duplicate
-
-
-async def test_a_policy_has_a_window_of_its_own(broker: Broker, clock: Hands) -> None:
-    """Shorter or longer than the broker's."""
-    await broker.put_policy("short", PolicyConfig("a", duplicate_window=10))
-    await broker.put_policy("long", PolicyConfig("b", duplicate_window=10 * HOUR))
-    for topic in "abc":
-        await broker.delete((await publish(broker, topic, key="k")).id)
-    for passed, known in ((9, "abc"), (11, "bc"), (HOUR + 1, "b"), (10 * HOUR + 1, "")):
-        clock.time = 1_800_000_000.0 + passed
-        await broker.sweep()
-        found = ""
-        for topic in "abc":
-            try:
-                await broker.receipt(topic, "k")
-                found += topic
-            except NotFound:
-                pass
-        assert found == known

@@ -13,8 +13,8 @@ from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.policies import PolicyConfig
-from tensorbus.bus.stores.base import NO_TERMS, StoredDelivery, Terms
 from tensorbus.bus.stores.file import FileStore
+from tensorbus.bus.stores.values import NO_TERMS, StoredDelivery, Terms
 from tensorbus.errors import QuotaExceeded
 from tensorbus.streaming.raw import RawEncoder
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from storing import frames_left
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
 from tensorbus.streaming.frames import Kind, encode_frame
@@ -171,7 +172,7 @@ async def test_a_deleted_message_is_gone(http: aiohttp.ClientSession, tmp_path: 
         assert answer.status == 204
     async with http.delete(f"/v1/messages/{name}") as answer:
         assert answer.status == 404
-    assert [path for path in (tmp_path / "frames").iterdir() if path.is_file()] == []
+    await frames_left.becomes(tmp_path, ())
 
 
 async def test_first_frames_arrive_before_the_last_are_sent(http: aiohttp.ClientSession) -> None:

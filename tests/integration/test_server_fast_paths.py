@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import trustme
 
+from storing import frames_left
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.server.movers import THREADS
 from tensorbus.bus.server.tls import TlsFiles
@@ -209,4 +210,4 @@ async def test_a_message_deleted_under_its_upload_is_gone(url: str, tmp_path: Pa
     writer.write(BODY[3 * MIB :])
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 4")
     writer.close()
-    assert list((tmp_path / "data" / "frames").iterdir()) == []
+    await frames_left.becomes(tmp_path / "data", ())

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from storing import frames_left
 from tensorbus.bus.broker import BrokerSettings
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
@@ -66,12 +67,10 @@ async def problem(answer: aiohttp.ClientResponse, status: int, slug: str) -> str
 
 
 async def nothing_is_left(http: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """No message, open or sealed, and no byte of one on the disk."""
+    """No message, open or sealed, and no byte of one in the store."""
     assert await listed(http) == []
     assert await listed(http, state="open") == []
-    async with asyncio.timeout(10):  # the file goes when no thread uses it any more
-        while any(path.is_file() for path in (tmp_path / "frames").iterdir()):
-            await asyncio.sleep(0)
+    await frames_left.becomes(tmp_path, ())  # the frames go when no thread uses them any more
 
 
 async def test_a_published_message_is_acknowledged_and_listed(http: aiohttp.ClientSession) -> None:

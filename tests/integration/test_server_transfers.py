@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from storing import frames_left
 from tensorbus.bus.broker import BrokerSettings
 from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.testing import running_broker
@@ -61,12 +62,10 @@ def head_of(length: int) -> bytes:
 
 
 async def nothing_is_left(http: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """No message, open or sealed, and no byte of one on the disk."""
+    """No message, open or sealed, and no byte of one in the store."""
     assert await listed(http) == []
     assert await listed(http, state="open") == []
-    async with asyncio.timeout(10):  # the file goes when no thread uses it any more
-        while any(path.is_file() for path in (tmp_path / "frames").iterdir()):
-            await asyncio.sleep(0)
+    await frames_left.becomes(tmp_path, ())  # the frames go when no thread uses them any more
 
 
 @pytest.mark.parametrize("length", [2**63 - 1, 2**63, 2**64 - 1])

@@ -11,8 +11,8 @@ import pytest
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
-from tensorbus.bus.stores.base import HandedOver, HandOver
 from tensorbus.bus.stores.file import FileStore
+from tensorbus.bus.stores.values import HandedOver, HandOver
 from tensorbus.errors import AlreadySettled, Conflict, InvalidName, InvalidRequest, MessageAborted, NotFound
 from tensorbus.streaming.raw import RawEncoder
 

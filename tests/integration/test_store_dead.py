@@ -1,4 +1,4 @@
-"""Dead letters on a real broker and disk: what cannot be dealt with is kept, told of, and brought back."""
+"""Dead letters on a real broker and disk: what cannot be dealt with is kept and told of."""
 
 from __future__ import annotations
 
@@ -6,88 +6,19 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
-from tensorbus.bus.broker import Broker, BrokerSettings
+from storing import frames_left
+from storing.letters import LARGE, SETTINGS, SMALL, body, ids, letters, one, publish, refuse, stored
+from storing.virtual import VirtualClock
+from tensorbus.bus.broker import Broker
 from tensorbus.bus.broker.uploads import Upload
-from tensorbus.bus.consumers import ConsumerConfig, DeliveryInfo
-from tensorbus.bus.messages import MessageInfo, Receipt
-from tensorbus.bus.policies import PolicyConfig
-from tensorbus.bus.stores.base import Copy, StoredDelivery
+from tensorbus.bus.consumers import ConsumerConfig
+from tensorbus.bus.messages import MessageInfo
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.errors import AlreadySettled, Conflict, InvalidRequest, NotFound, QuotaExceeded, StorageError
-from tensorbus.streaming.raw import RawEncoder
-
-SETTINGS = BrokerSettings(sweep_interval=0)
-SMALL, LARGE = b"hello", bytes(200_000)
-"""Kept with its row, and in a file."""
-
-
-class VirtualClock:
-    """Goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def wall(self) -> float:
-        """Seconds since the epoch."""
-        return 1_750_000_000.0 + self.now
-
-    def monotonic(self) -> float:
-        """Seconds."""
-        return self.now
-
-
-def body(text: bytes) -> bytes:
-    """The frames of a message."""
-    encoder = RawEncoder({"site": "a"}, "text/plain", len(text))
-    opening = encoder.open()
-    slices = b"".join(head + bytes(payload) for head, payload in encoder.slices(text))
-    return opening + slices + encoder.close()
-
-
-async def publish(broker: Broker, text: bytes = SMALL, topic: str = "t", key: str | None = None) -> Receipt:
-    """Publish a message."""
-    frames = body(text)
-    upload = await broker.begin(topic, key, size=len(frames))
-    assert isinstance(upload, Upload)
-    await upload.write(frames)
-    return await upload.seal()
-
-
-async def stored(broker: Broker, message_id: str) -> bytes:
-    """The frames of a message."""
-    async with await broker.open_reader(message_id) as reader:
-        return b"".join([bytes(chunk) async for chunk in reader])
-
-
-async def one(broker: Broker, name: str = "c") -> DeliveryInfo:
-    """The next delivery, which is there."""
-    (delivery,) = await broker.pull(name, 1)
-    return delivery
-
-
-async def ids(broker: Broker, name: str = "c") -> list[str]:
-    """Messages of what can be pulled now."""
-    return [delivery.message.id for delivery in await broker.pull(name, 100)]
-
-
-async def letters(broker: Broker, topic: str = ">") -> list[MessageInfo]:
-    """All dead letters."""
-    return list((await broker.dead_letters(topic)).messages)
-
-
-async def refuse(broker: Broker, name: str = "c", reason: str = "no good") -> MessageInfo:
-    """Take the next delivery and refuse it; the letter that it becomes."""
-    await broker.term(name, (await one(broker, name)).token, reason)
-    return (await letters(broker, f"dead.{name}"))[-1]
-
-
-def files(path: Path) -> set[str]:
-    """Ids of the frame files."""
-    return {file.stem for file in (path / "frames").iterdir()}
+from tensorbus.bus.stores.values import Copy, StoredDelivery
+from tensorbus.errors import AlreadySettled, InvalidRequest, StorageError
 
 
 @pytest.fixture
@@ -145,7 +76,7 @@ async def test_a_refused_message_becomes_a_letter(tmp_path: Path, clock: Virtual
         await broker.delete(sent.id)
         assert await stored(broker, letter.id) == body(text)
         await broker.delete(letter.id)
-        assert files(tmp_path) == set()
+        await frames_left.becomes(tmp_path, ())
 
 
 async def test_attempts_are_used_up_by_time(tmp_path: Path, clock: VirtualClock) -> None:
@@ -279,168 +210,6 @@ async def test_a_letter_of_a_letter_comes_back_step_by_step(broker: Broker) -> N
     assert await ids(broker) == [again.id]
 
 
-# --- replay ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", [SMALL, LARGE])
-async def test_a_replayed_letter_goes_to_the_one_that_failed(
-    tmp_path: Path, clock: VirtualClock, text: bytes
-) -> None:
-    """A new message of the old topic with the old key and frames; others do not get it, now or later."""
-    async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
-        sent = await publish(broker, text, key="k")
-        for name in ("c", "done", "behind"):
-            await broker.ensure_consumer(name, ConsumerConfig("t"))
-        await broker.ack("done", (await one(broker, "done")).token)
-        letter = await refuse(broker)
-        info = await broker.replay(letter.id)
-        assert (info.topic, info.key, info.dead, info.headers) == ("t", "k", None, {"site": "a"})
-        assert len({info.id, letter.id, sent.id}) == 3
-        assert await letters(broker) == []
-        with pytest.raises(NotFound):
-            await broker.message(letter.id)
-        delivery = await one(broker)
-        assert (delivery.message, delivery.attempt) == (info, 1)
-        assert await stored(broker, info.id) == body(text)
-        assert (await broker.consumer("done")).backlog == 0
-    async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
-        assert await ids(broker, "done") == []
-        assert await ids(broker, "behind") == [sent.id]
-        fresh = await publish(broker)
-        for name in ("done", "behind"):
-            assert await ids(broker, name) == [fresh.id]
-        await broker.ack("c", delivery.token)
-        assert (await broker.receipt("t", "k")).id == sent.id
-    assert files(tmp_path) == ({info.id, sent.id} if text == LARGE else set())
-
-
-async def test_a_letter_may_be_replayed_for_everyone(broker: Broker) -> None:
-    """All consumers of the topic get the message as a new one."""
-    await publish(broker)
-    for name in ("c", "d"):
-        await broker.ensure_consumer(name, ConsumerConfig(">"))
-    await ids(broker, "d")
-    letter = await refuse(broker)
-    info = await broker.replay(letter.id, everyone=True)
-    assert await ids(broker) == [info.id]
-    assert await ids(broker, "d") == [info.id]
-
-
-async def test_what_cannot_be_replayed_stays(broker: Broker) -> None:
-    """An ordinary message, one that is not there, and one whose consumer is gone or changed."""
-    sent = await publish(broker)
-    await broker.ensure_consumer("c", ConsumerConfig("t"))
-    letter = await refuse(broker)
-    with pytest.raises(Conflict):
-        await broker.replay(sent.id)
-    with pytest.raises(NotFound):
-        await broker.replay("0" * 32)
-    await broker.delete_consumer("c")
-    with pytest.raises(NotFound, match="everyone"):
-        await broker.replay(letter.id)
-    await broker.ensure_consumer("c", ConsumerConfig("other"))
-    with pytest.raises(NotFound, match="everyone"):
-        await broker.replay(letter.id)
-    assert await letters(broker) == [letter]
-    assert (await broker.replay(letter.id, everyone=True)).topic == "t"
-
-
-async def test_a_purge_takes_letters_only(tmp_path: Path, clock: VirtualClock) -> None:
-    """Those on matching topics; other messages on these topics stay, and the space comes back."""
-    async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
-        for name in ("c", "d"):
-            await broker.ensure_consumer(name, ConsumerConfig("t"))
-        for _ in range(3):
-            await publish(broker, LARGE)
-            await refuse(broker, "c")
-            await refuse(broker, "d")
-        kept = await publish(broker, topic="dead.c")
-        assert await broker.purge_dead_letters("dead.c") == 3
-        assert [info.topic for info in await letters(broker)] == ["dead.d"] * 3
-        assert [info.id for info in (await broker.messages("dead.c")).messages] == [kept.id]
-        assert await broker.purge_dead_letters(">") == 3
-        assert await broker.purge_dead_letters(">") == 0
-        assert len(files(tmp_path)) == 3
-
-
-async def test_letters_are_listed_page_by_page(broker: Broker) -> None:
-    """In the order of the log, like messages."""
-    await broker.ensure_consumer("c", ConsumerConfig("t"))
-    made: list[str] = []
-    for _ in range(3):
-        await publish(broker)
-        made.append((await refuse(broker)).id)
-    page = await broker.dead_letters(limit=2)
-    assert [info.id for info in page.messages] == made[:2]
-    rest = await broker.dead_letters("dead.*", after=page.next, limit=2)
-    assert ([info.id for info in rest.messages], rest.next) == (made[2:], None)
-
-
-# --- with policies -----------------------------------------------------------------------------------
-
-
-async def test_dying_removes_a_message_from_a_work_queue(broker: Broker) -> None:
-    """The letter takes its place, and can be replayed into the queue."""
-    await broker.put_policy("queue", PolicyConfig("t", retention="workqueue"))
-    await publish(broker)
-    await broker.ensure_consumer("c", ConsumerConfig("t"))
-    letter = await refuse(broker)
-    for _ in range(50):
-        if not (await broker.messages("t")).messages:
-            break
-        await asyncio.sleep(0.01)
-    assert (await broker.messages("t")).messages == ()
-    again = await broker.replay(letter.id)
-    assert await ids(broker) == [again.id]
-
-
-@pytest.mark.parametrize("retention", ["interest", "workqueue"])
-@pytest.mark.parametrize("pattern", ["t", ">"])
-async def test_a_letter_waits_for_somebody_who_can_deal_with_it(
-    broker: Broker, retention: Literal["interest", "workqueue"], pattern: str
-) -> None:
-    """That nobody is interested, or only who failed, does not remove the last that there is of a message."""
-    await broker.ensure_consumer("c", ConsumerConfig(pattern))
-    await broker.put_policy("all", PolicyConfig(">", retention=retention))
-    await publish(broker)
-    letter = await refuse(broker)
-    await publish(broker)  # behind the letter
-    (delivery,) = await broker.pull("c", 10)
-    await broker.ack("c", delivery.token)
-    await broker.sweep()
-    assert [info.id for info in (await broker.messages()).messages] == [letter.id]
-    if pattern == "t" or retention == "interest":
-        await broker.ensure_consumer("undertaker", ConsumerConfig("dead.>"))
-        (delivery,) = await broker.pull("undertaker")
-        await broker.ack("undertaker", delivery.token)
-        await broker.sweep()
-        assert (await broker.messages()).messages == ()
-
-
-async def test_letters_are_not_charged_to_the_publisher(broker: Broker) -> None:
-    """Whoever may only subscribe could otherwise use up others' quotas; what is replayed is theirs again."""
-    frames = body(SMALL)
-
-    async def begin() -> Upload:
-        upload = await broker.begin("t", size=len(frames), owner="a", quota=2 * len(frames))
-        assert isinstance(upload, Upload)
-        await upload.write(frames)
-        return upload
-
-    await (await begin()).seal()
-    await broker.ensure_consumer("c", ConsumerConfig("t"))
-    letter = await refuse(broker)
-    await (await begin()).seal()
-    with pytest.raises(QuotaExceeded):
-        await begin()
-    await broker.delete(letter.dead.message if letter.dead else "")
-    again = await broker.replay(letter.id)
-    with pytest.raises(QuotaExceeded):
-        await begin()
-    await broker.delete(again.id)
-    await (await begin()).seal()
-
-
 # --- crashes -----------------------------------------------------------------------------------------
 
 
@@ -463,9 +232,9 @@ async def test_a_crash_between_link_and_row_leaves_nothing(tmp_path: Path, clock
         delivery = await one(broker)
         with pytest.raises(StorageError):
             await broker.term("c", delivery.token)
-        assert len(files(tmp_path)) == 2
+        assert len(await frames_left.ids(tmp_path)) == 2
     async with Broker(FileStore(tmp_path), SETTINGS, clock) as broker:
-        assert files(tmp_path) == {sent.id}
+        await frames_left.becomes(tmp_path, {sent.id})
         assert await letters(broker) == []
         await broker.term("c", delivery.token)
         assert len(await letters(broker)) == 1

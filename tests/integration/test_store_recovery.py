@@ -15,7 +15,7 @@ from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.stores.file import FileStore
-from tensorbus.bus.stores.metadata import VERSION
+from tensorbus.bus.stores.schema import VERSION
 from tensorbus.errors import NotFound, StorageError, StoreDamaged, StoreInUse, StoreVersion
 from tensorbus.streaming.raw import RawEncoder
 

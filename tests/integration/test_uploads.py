@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from storing import frames_left
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.consumers import ConsumerConfig
@@ -99,11 +100,6 @@ async def stored(broker: Broker, message_id: str) -> bytes:
         return b"".join([bytes(chunk) async for chunk in reader])
 
 
-def files(path: Path) -> list[str]:
-    """Ids of the frame files."""
-    return sorted(one.name.removesuffix(".frames") for one in (path / "frames").iterdir())
-
-
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     """A broker on an empty directory."""
@@ -129,11 +125,11 @@ async def test_a_small_body_in_one_turn_takes_no_file(broker: Broker, tmp_path: 
     """It lies with its row; one that pauses goes to a file, and on from there."""
     small = b"".join(frames(2000))
     receipt = await end(await created(broker, length=len(small)), small)
-    assert files(tmp_path) == []
+    await frames_left.becomes(tmp_path, ())
     assert await stored(broker, receipt.id) == small
     paused = await created(broker, length=len(small))
     await add(paused, small[:700])
-    assert files(tmp_path) == [paused.id]
+    await frames_left.becomes(tmp_path, {paused.id})
     receipt = await end(paused, small[700:])
     assert await stored(broker, receipt.id) == small
 
@@ -192,7 +188,7 @@ async def test_a_file_without_a_row_and_a_row_without_a_file(tmp_path: Path) -> 
         upload = await created(broker)
     (tmp_path / "frames" / f"{'0' * 32}.frames").write_bytes(BODY[:1000])
     async with Broker(FileStore(tmp_path), SETTINGS) as broker:
-        assert files(tmp_path) == []
+        await frames_left.becomes(tmp_path, ())
         found = broker.upload(upload.id)
         assert found is not None
         await found.touch()
@@ -351,7 +347,7 @@ async def test_a_body_that_ends_without_its_last_frame_is_dropped(broker: Broker
     with pytest.raises(TruncatedFrames):
         await end(upload, BODY[:200_000])
     assert broker.upload(upload.id) is None
-    assert files(tmp_path) == []
+    await frames_left.becomes(tmp_path, ())
 
 
 async def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> None:
@@ -367,7 +363,7 @@ async def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> Non
         clock.now += 21
         await broker.sweep()
         assert broker.upload(old.id) is None
-        assert files(tmp_path) == [kept.id]
+        await frames_left.becomes(tmp_path, {kept.id})
         with pytest.raises(NotFound):
             await broker.message(old.id)
         with pytest.raises(MessageAborted):
@@ -379,7 +375,7 @@ async def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> Non
         clock.now += 30
         await broker.sweep()
         assert broker.upload(kept.id) is None
-    assert files(tmp_path) == []
+    await frames_left.becomes(tmp_path, ())
 
 
 async def test_what_somebody_writes_to_is_put_off_before_it_ends(tmp_path: Path) -> None:
@@ -410,7 +406,7 @@ async def test_a_deleted_upload_is_gone_for_good(tmp_path: Path) -> None:
             await broker.delete(upload.id)
             with pytest.raises(MessageAborted):
                 await upload.write(BODY[100_000:])
-        assert files(tmp_path) == []
+        await frames_left.becomes(tmp_path, ())
     async with Broker(FileStore(tmp_path), SETTINGS) as broker:
         assert broker.upload(upload.id) is None
 

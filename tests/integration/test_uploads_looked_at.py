@@ -15,8 +15,8 @@ from tensorbus.bus.access import Quotas, Rights, TokenFile, TokenPlan
 from tensorbus.bus.broker import Broker, BrokerSettings
 from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.server import Server, ServerSettings
-from tensorbus.bus.stores.base import NO_TERMS, StoredDelivery, Terms
 from tensorbus.bus.stores.file import FileStore
+from tensorbus.bus.stores.values import NO_TERMS, StoredDelivery, Terms
 from tensorbus.errors import StorageFull
 from tensorbus.streaming.raw import RawEncoder
 

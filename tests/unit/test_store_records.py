@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tensorbus.bus.consumers import ConsumerConfig
 from tensorbus.bus.dead import Death
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.bus.stores.base import Copy, HandOver, Listing, StoredConsumer, StoredDelivery, Terms
 from tensorbus.bus.stores.jetstream.settings import JetStreamSettings
 from tensorbus.bus.stores.memory import Memory
 from tensorbus.bus.stores.records import VERSION, Command, packed, parse, record
 from tensorbus.bus.stores.runs import Runs
+from tensorbus.bus.stores.values import Copy, HandOver, Listing, StoredConsumer, StoredDelivery, Terms
 from tensorbus.errors import InvalidRequest, StorageError, StoreDamaged, StoreVersion
 
 NOW = datetime(2026, 11, 22, 11, 30, 1, 234567, UTC)
@@ -165,10 +165,18 @@ def test_nothing_is_no_run() -> None:
 
 def test_an_address_says_what_is_to_be_had() -> None:
     """Servers, who we are, the name of the store, and how many copies."""
-    found = JetStreamSettings.parse("nats://u:p@a:1,b:2?replicas=3&name=x&credentials=/c")
-    assert found.servers == ("nats://u:p@a:1", "nats://u:p@b:2")
+    found = JetStreamSettings.parse("nats://u:p%40%3A%2C@a:1,b:2?replicas=3&name=x&credentials=/c")
+    assert found.servers == ("nats://a:1", "nats://b:2")
+    assert (found.encrypted, found.user, found.password) == (False, "u", "p@:,")
+    assert "p@:," not in repr(found)
     assert (found.name, found.replicas, found.credentials) == ("x", 3, "/c")
     assert str(found) == "JetStream x at a:1,b:2"
+
+
+def test_a_login_without_a_password_is_a_token() -> None:
+    """As NATS has it."""
+    found = JetStreamSettings.parse("tls://secret@a:1?ca=/ca.pem")
+    assert (found.encrypted, found.user, found.password, found.ca) == (True, "secret", None, "/ca.pem")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from tensorbus.cli.top_board import Board, share_out
 from tensorbus.cli.top_reading import Part
-from tensorbus.cli.top_sections import Section, sections, span
+from tensorbus.cli.top_section import Section
+from tensorbus.cli.top_sections import sections, span
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ESCAPE = "\x1b]0;taken over\x07\x9b2J\r\n"
@@ -42,6 +43,7 @@ def status_with(text: str) -> dict[str, object]:
             "count": 1,
             "shown": [{"direction": "upload", "topic": text, "site": text, "message": text}],
         },
+        "brokers": {"count": 1, "shown": [{"url": text, "away": text}]},
         "topics": {"count": 1, "shown": [{"topic": text}]},
         "consumers": {"count": 1, "shown": [{"name": text, "filter": text}]},
         "codecs": [{"codec": text, "received": None, "sent": {"messages": 1}}],

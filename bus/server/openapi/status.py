@@ -146,6 +146,11 @@ def schemas() -> dict[str, Schema]:
                     dict.fromkeys(("received", "sent", "messages", "deliveries"), _RATE),
                     "Per second; null where it is not known yet.",
                 ),
+                "store": record(
+                    {"kind": {"enum": ["files", "memory", "jetstream"]}, "shared": FLAG},
+                    "What messages are kept in; `shared` by several brokers.",
+                ),
+                "brokers": _listed("SharingBroker"),
                 "disk": record({"free": COUNT, "size": COUNT}, "The file system of the messages."),
                 "quotas": _listed("Quota"),
                 "codecs": array(
@@ -160,6 +165,22 @@ def schemas() -> dict[str, Schema]:
                 "jobs": _listed("Job"),
             },
             "What is going on at a broker; `every` so many seconds it is looked anew. Sizes are bytes.",
+        ),
+        "SharingBroker": record(
+            {
+                "url": TEXT,
+                "leads": FLAG,
+                "version": TEXT,
+                "started": TIME,
+                "behind": nullable(COUNT),
+                "uploads": COUNT,
+                "downloads": COUNT,
+                "received": _RATE,
+                "sent": _RATE,
+                "away": nullable(TIME),
+            },
+            "A broker of a shared store. `behind`: records of the log that it has not applied; `received`, "
+            "`sent`: bytes per second; `away`: since when it has not been heard of.",
         ),
         "Saving": record(
             {"messages": COUNT, "original_bytes": COUNT, "wire_bytes": COUNT},
@@ -245,7 +266,7 @@ def _totals() -> Schema:
     since = "sealed deliveries acks redeliveries dead received_bytes sent_bytes"
     return record(
         dict.fromkeys(f"{names} {bad} {since}".split(), COUNT),
-        "As in `/metrics`; those from `sealed` on since the broker started.",
+        "As in `/metrics`; those from `sealed` on since the broker started. Bytes are those of all brokers.",
     )
 
 

@@ -15,6 +15,13 @@ const DATE = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "me
 
 export const DASH = "–";
 
+/** A store without a limit says that it has this much room, in bytes. */
+const UNLIMITED = 2 ** 60;
+
+export function isLimited(size) {
+  return size < UNLIMITED;
+}
+
 export function count(value) {
   return value === null || value === undefined ? DASH : NUMBER.format(value);
 }

@@ -1,7 +1,8 @@
 // The first view: figures, jobs, transfers, what codecs save, and how full the disk is.
 
+import { brokers } from "./brokers.js";
 import { h } from "./dom.js";
-import { bytes, count, percent, plural, rate } from "./format.js";
+import { bytes, count, isLimited, percent, plural, rate } from "./format.js";
 import { jobs } from "./jobs.js";
 import { transfers } from "./transfers.js";
 
@@ -11,6 +12,7 @@ export function overview(status, again) {
     tiles(status),
     jobs(status, again),
     transfers(status),
+    brokers(status),
     h("div", { class: "pair" }, codecs(status.codecs), storage(status)),
   ];
 }
@@ -24,7 +26,9 @@ function tiles({ totals, rates, disk }) {
     tile("Receiving", rate(rates.received), `${bytes(totals.received_bytes)} since the start`),
     tile("Sending", rate(rates.sent), `${bytes(totals.sent_bytes)} since the start`),
     tile("Not settled", count(totals.ack_pending), plural(totals.redeliveries, "redelivery", "redeliveries")),
-    tile("Disk", percent(used, disk.size), `${bytes(disk.free)} free`, [used, disk.size]),
+    isLimited(disk.size)
+      ? tile("Disk", percent(used, disk.size), `${bytes(disk.free)} free`, [used, disk.size])
+      : tile("Disk", "no limit", "is set at the store"),
   );
 }
 
@@ -117,7 +121,7 @@ function storage({ disk, totals, quotas, you, at, broker }) {
         "dl",
         { class: "facts-list" },
         fact("Messages", bytes(totals.bytes)),
-        fact("Free", `${bytes(disk.free)} of ${bytes(disk.size)}`),
+        fact("Free", isLimited(disk.size) ? `${bytes(disk.free)} of ${bytes(disk.size)}` : "no limit is set"),
         totals.damaged > 0 && fact("Damaged", plural(totals.damaged, "message")),
         !broker.writable && fact("Writing", "has failed: read only"),
         you?.max_bytes != null && fact("Your quota", `${bytes(you.used_bytes ?? 0)} of ${bytes(you.max_bytes)}`),

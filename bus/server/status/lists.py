@@ -5,17 +5,17 @@ Each has ``count``, of all that match, and ``shown``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import cast
 
-from tensorbus.bus.activity import Redelivery, Transfer
+from tensorbus.bus.activity import Moving, Redelivery
 from tensorbus.bus.consumers import ConsumerInfo
 from tensorbus.bus.messages import TopicInfo, to_iso
-from tensorbus.bus.server.downloads import Download
+from tensorbus.bus.peers import AWAY, Peer
 
 from .job import job_status
-from .loose import read_count, read_name
 from .snapshot import Snapshot
 from .view import View
 
@@ -28,54 +28,35 @@ MAX_SITES = 500
 
 def transfers_shown(snapshot: Snapshot, view: View, reads: Reads) -> object:
     """Uploads, and then downloads."""
-    uploads = [each for each in snapshot.uploads if _wanted(each.info.topic, view, reads)]
-    downloads = [each for each in snapshot.downloads if _wanted(each[0].reader.info.topic, view, reads)]
+    found = [each for each in snapshot.moving if _wanted(each.topic, view, reads)]
     # Those that move first, the oldest at their head.
-    uploads.sort(key=lambda each: each.idle)
-    shown = [_upload(each, snapshot) for each in uploads[: view.transfers]]
-    shown += [_download(*each, snapshot) for each in downloads[: view.transfers - len(shown)]]
-    return {"count": len(uploads) + len(downloads), "shown": shown}
+    found.sort(key=lambda each: (each.direction == "download", each.idle))
+    return {"count": len(found), "shown": [_transfer(each, snapshot) for each in found[: view.transfers]]}
 
 
-def _upload(transfer: Transfer, snapshot: Snapshot) -> dict[str, object]:
-    info = transfer.info
+def _transfer(each: Moving, snapshot: Snapshot) -> dict[str, object]:
+    return each.to_json() | {"rate": 0.0 if each.idle else _rate(snapshot.rates.get(each.id))}
+
+
+def brokers_shown(snapshot: Snapshot) -> object:
+    """The brokers of a store that is shared, the one that tells this first."""
+    return {"count": len(snapshot.brokers), "shown": [_broker(each, snapshot) for each in snapshot.brokers]}
+
+
+def _broker(each: Peer, snapshot: Snapshot) -> dict[str, object]:
+    silent = monotonic() - each.heard
+    away = silent >= AWAY
     return {
-        "id": info.id,
-        "direction": "upload",
-        "message": info.id,
-        "topic": info.topic,
-        "bytes": transfer.received,
-        "total": transfer.total,
-        "rate": 0.0 if transfer.idle else _rate(snapshot.rates.get(info.id)),
-        "began": to_iso(info.created),
-        "resumable": transfer.resumable,
-        "idle": transfer.idle,
-        **_of_job(transfer.info.headers),
-    }
-
-
-def _download(download: Download, sent: int, total: int | None, snapshot: Snapshot) -> dict[str, object]:
-    info = download.reader.info
-    return {
-        "id": download.id,
-        "direction": "download",
-        "message": info.id,
-        "topic": info.topic,
-        "bytes": sent,
-        "total": total,
-        "rate": _rate(snapshot.rates.get(download.id)),
-        "began": to_iso(datetime.fromtimestamp(download.began, UTC)),
-        "resumable": True,
-        "idle": False,
-        **_of_job(info.headers),
-    }
-
-
-def _of_job(headers: Mapping[str, object]) -> dict[str, object]:
-    return {
-        "job": read_name(headers.get("job")),
-        "round": read_count(headers.get("round")),
-        "site": read_name(headers.get("site")),
+        "url": each.url,
+        "leads": each.leads and not away,
+        "version": each.doing.version,
+        "started": to_iso(datetime.fromtimestamp(each.doing.started, UTC)),
+        "behind": None if away else each.behind,
+        "uploads": 0 if away else each.doing.uploads,
+        "downloads": 0 if away else each.doing.downloads,
+        "received": 0.0 if away else _rate(snapshot.rates.get(f"in {each.id}")),
+        "sent": 0.0 if away else _rate(snapshot.rates.get(f"out {each.id}")),
+        "away": to_iso(datetime.fromtimestamp(round(snapshot.at - silent), UTC)) if away else None,
     }
 
 

@@ -16,7 +16,7 @@ from tensorbus.bus.access import Token
 from tensorbus.bus.messages import to_iso
 from tensorbus.bus.savings import Savings
 
-from .lists import Reads, consumers_shown, jobs_shown, topics_shown, transfers_shown
+from .lists import Reads, brokers_shown, consumers_shown, jobs_shown, topics_shown, transfers_shown
 from .snapshot import Snapshot
 from .view import View
 
@@ -31,6 +31,8 @@ class Setting:
     every: float
     connections: int
     writable: bool
+    store: str
+    shared: bool
     tokens: Sequence[Token]
     asks_for_tokens: bool
     received: Savings
@@ -96,6 +98,8 @@ def _members(snapshot: Snapshot, view: View, watcher: Watcher, setting: Setting)
         "rates": {
             name: _rate(snapshot.rates.get(name)) for name in ("received", "sent", "messages", "deliveries")
         },
+        "store": {"kind": setting.store, "shared": setting.shared},
+        "brokers": brokers_shown(snapshot),
         "disk": {"free": stats.disk_free, "size": stats.disk_size},
         "quotas": _quotas(snapshot, watcher, setting.tokens),
         "codecs": _codecs(setting.received, setting.sent),

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tensorbus.bus.access import TokenFile
-from tensorbus.bus.activity import Transfer, Trouble
+from tensorbus.bus.activity import Moving, Transfer, Trouble
 from tensorbus.bus.broker import Broker
 from tensorbus.bus.consumers import ConsumerInfo
 from tensorbus.bus.messages import BrokerStats, TopicInfo
+from tensorbus.bus.peers import Peer, Peers
 from tensorbus.bus.policies import PolicyInfo
 from tensorbus.bus.server.counters import Counters
-from tensorbus.bus.server.downloads import Download, Downloads
+from tensorbus.bus.server.downloads import Downloads
 
 from .job import JobMessages
 from .job_reader import JobName, JobReader
+from .moving import of_download, of_upload, together
 from .rates import Rates
 
 MAX_TOKENS = 100
@@ -31,10 +33,12 @@ class Snapshot:
         version: counts up from look to look.
         took: seconds that it took to find it.
         job_names: all jobs, the most recent one first; ``jobs``: what there is of the first of them.
-        downloads: each with the bytes that went out and those that are wanted.
+        moving: uploads and downloads of all brokers of the store.
+        brokers: all of them, this one first; none where the store is not shared.
         letters: messages on topics of dead letters, by topic.
         used: bytes stored by the holders of tokens, by the token's id.
-        rates: per second, by name: of totals, and of transfers by id.
+        bytes_in, bytes_out: of all brokers.
+        rates: per second, by name: of totals, of transfers by id, of brokers by ``in`` or ``out`` and the id.
         rendered: what was made of it for watchers, so that it is made once for all of a kind.
     """
 
@@ -47,7 +51,8 @@ class Snapshot:
     troubles: Mapping[str, Trouble]
     policies: Sequence[PolicyInfo]
     uploads: Sequence[Transfer]
-    downloads: Sequence[tuple[Download, int, int | None]]
+    moving: Sequence[Moving]
+    brokers: Sequence[Peer]
     job_names: Sequence[JobName]
     jobs: Sequence[JobMessages]
     letters: Mapping[str, int]
@@ -64,12 +69,18 @@ class Looker:
     """Takes snapshots of one server; one at a time."""
 
     def __init__(
-        self, broker: Broker, counters: Counters, downloads: Downloads, tokens: TokenFile | None
+        self,
+        broker: Broker,
+        counters: Counters,
+        downloads: Downloads,
+        tokens: TokenFile | None,
+        peers: Peers | None,
     ) -> None:
         self._broker = broker
         self._counters = counters
         self._downloads = downloads
         self._tokens = tokens
+        self._peers = peers
         self._rates = Rates()
         self._jobs = JobReader(broker)
         self._version = 0
@@ -78,7 +89,8 @@ class Looker:
     def activity(self) -> tuple[int, ...]:
         """Other numbers than before if anything has moved; costs next to nothing."""
         counted = self._counters
-        return (*self._broker.activity, counted.bytes_in, counted.bytes_out, len(self._downloads.current))
+        here = (counted.bytes_in, counted.bytes_out, len(self._downloads.current))
+        return (*self._broker.activity, *here, 0 if self._peers is None else self._peers.activity)
 
     def forget(self) -> None:
         """Nobody looks any more: give back what was kept for the next look."""
@@ -99,15 +111,22 @@ class Looker:
         troubles = broker.troubles()
         letters = {trouble.dead_letter: 0 for trouble in troubles.values()}
         letters |= {topic.topic: topic.messages for topic in topics if topic.topic in letters}
-        downloads = [(each, each.sent, each.total) for each in self._downloads.current.values()]
+        others = [] if self._peers is None else self._peers.others()
+        own = None if self._peers is None else self._peers.own
+        moving = together(
+            [*map(of_upload, uploads), *map(of_download, self._downloads.current.values())],
+            [each for peer in others for each in peer.doing.moving],
+        )
         counts = {
-            "received": self._counters.bytes_in,
-            "sent": self._counters.bytes_out,
+            "received": self._counters.bytes_in + sum(peer.doing.received for peer in others),
+            "sent": self._counters.bytes_out + sum(peer.doing.sent for peer in others),
             "messages": stats.sealed_total,
             "deliveries": stats.deliveries_total,
         }
-        counts |= {each.info.id: each.received or 0 for each in uploads}
-        counts |= {download.id: sent for download, sent, _ in downloads}
+        counts |= {each.id: each.bytes or 0 for each in moving}
+        brokers = others if own is None else [own, *others]
+        for peer in brokers:
+            counts |= {f"in {peer.id}": peer.doing.received, f"out {peer.id}": peer.doing.sent}
         ended = time.monotonic()
         self._version += 1
         return Snapshot(
@@ -120,7 +139,8 @@ class Looker:
             troubles=troubles,
             policies=policies,
             uploads=uploads,
-            downloads=downloads,
+            moving=moving,
+            brokers=brokers,
             job_names=names,
             jobs=jobs,
             letters=letters,

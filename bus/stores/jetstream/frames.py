@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import re
 import secrets
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
-from tensorbus.bus.stores.base import Disk
 from tensorbus.bus.stores.runs import Pieces
+from tensorbus.bus.stores.values import Disk
 from tensorbus.errors import StorageError, StorageFull
 
 from .link import NOT_FOUND, WRONG_VERSION, ApiProblem, Link
@@ -90,6 +92,14 @@ class StreamPieces(Pieces):
     def clear(self, run: str) -> Future[None]:
         """Remove a run."""
         return self._link.call(self._purge(f"{self._prefix}.{run}.*"))
+
+    def runs(self, seen: int) -> Future[tuple[Collection[str], int]]:
+        """Runs, by name."""
+        return self._link.call(self._list(seen))
+
+    def age(self, run: str) -> Future[float]:
+        """By the servers' clocks."""
+        return self._link.call(self._age(run))
 
     def disk(self) -> Future[Disk]:
         """What the account may store, and has not."""
@@ -171,6 +181,27 @@ class StreamPieces(Pieces):
             if not subjects or len(found) >= int(info.get("total", 0)):
                 return found
 
+    async def _list(self, seen: int) -> tuple[Collection[str], int]:
+        request: dict[str, object] = {"subjects_filter": f"{self._prefix}.*.*", "offset": seen}
+        info = await self._api(f"STREAM.INFO.{self._stream}", request)
+        subjects = cast("dict[str, int]", info["state"].get("subjects") or {})
+        start = len(self._prefix) + 1
+        return {subject[start:].partition(".")[0] for subject in subjects}, len(subjects)
+
+    async def _age(self, run: str) -> float:
+        last = f"{self._prefix}.{run}.*"
+        try:
+            found = await self._link.api(
+                f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": last}, self._link.settings.patience
+            )
+        except ApiProblem as problem:
+            if problem.code in NOT_FOUND or problem.status == 404:
+                return 0.0  # it has just been removed
+            raise StorageError(f"{self._link.settings}: {problem.text}") from problem
+        info = await self._api(f"STREAM.INFO.{self._stream}", None)
+        stored, now = (_time(each) for each in (found["message"]["time"], info["ts"]))
+        return (now - stored).total_seconds()
+
     async def _count(self, run: str) -> int:
         numbers = await self._numbers(run)
         count = 0
@@ -204,3 +235,9 @@ class StreamPieces(Pieces):
             return await self._link.api(operation, request, self._link.settings.patience)
         except ApiProblem as problem:
             raise StorageError(f"{self._link.settings}: {problem.text}") from problem
+
+
+def _time(text: str) -> datetime:
+    """A server's, which has nanoseconds, or fewer digits."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}+00:00")

@@ -10,25 +10,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl
 import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from tensorbus.errors import MissingPackage, StorageError, StorageFull, StoreUnavailable
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from tensorbus.errors import StorageError, StorageFull, StoreUnavailable
+
+from .connecting import Connecting
 from .settings import JetStreamSettings
-
-try:
-    import nats
-    import nats.errors
-    from nats.aio.client import Client
-    from nats.aio.msg import Msg
-except ImportError as problem:  # pragma: no cover - tests have it
-    raise MissingPackage("the JetStream store needs nats-py: pip install 'tensorbus[nats]'") from problem
 
 T = TypeVar("T")
 
@@ -39,6 +36,8 @@ _PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _GONE = 5.0
 """Seconds without a connection after which nothing new is begun."""
+_ENDING = 3.0
+"""Seconds of silence after which a broker that stops gives up what the servers have not answered."""
 _HEADROOM = 8 << 10
 """Bytes of a message beside its payload: subject and headers."""
 
@@ -66,7 +65,11 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._client: Client | None = None
+        self._connecting: Connecting | None = None
         self._gone_since: float | None = None
+        self._ending: float | None = None
+        self._heard = 0.0
+        self._said = False
         self.closed = False
 
     @property
@@ -75,6 +78,11 @@ class Link:
         if self._client is None or self.closed:
             raise StorageError(f"{self.settings} is closed")
         return self._client
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._gone_since is None and not self.closed
 
     async def open(self, largest: int) -> None:
         """Connect; messages of ``largest`` bytes must be allowed. Raises StorageError."""
@@ -97,6 +105,27 @@ class Link:
         """Run ``work`` on the link's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def give_up_soon(self) -> None:
+        """The broker stops: from now on, what is not answered fails after a few seconds of silence."""
+        if self._ending is None:
+            self._ending = time.monotonic()
+
+    def heard(self) -> None:
+        """A server has said something."""
+        self._heard = time.monotonic()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the broker stops and no server has said anything for a while."""
+        if self._ending is None:
+            return False
+        return time.monotonic() > max(self._ending, self._heard) + _ENDING
+
+    @property
+    def refused(self) -> bool:
+        """Whether the client library has given up the connection; it does not come back."""
+        return self._client is not None and self._client.is_closed
+
     def check(self) -> None:
         """Raise StoreUnavailable if there has been no connection for a while."""
         since = self._gone_since
@@ -112,28 +141,9 @@ class Link:
 
     async def _open(self, largest: int) -> None:
         settings = self.settings
-        options: dict[str, Any] = {}
-        if settings.credentials is not None:
-            options["user_credentials"] = settings.credentials
-        if settings.ca is not None:
-            options["tls"] = ssl.create_default_context(cafile=settings.ca)
-        try:
-            async with asyncio.timeout(_CONNECT):
-                self._client = await nats.connect(  # pyright: ignore[reportUnknownMemberType]
-                    list(settings.servers),
-                    name=f"tensorbus {settings.name}",
-                    error_cb=self._failed,
-                    disconnected_cb=self._lost,
-                    reconnected_cb=self._found,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    connect_timeout=3,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    **options,
-                )
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as problem:
-            raise StorageError(f"{settings} cannot be reached: {str(problem) or 'no answer'}") from problem
+        connecting = Connecting(settings, self._lost, self._found, self._given_up)
+        self._client = await connecting.connect()
+        self._connecting = connecting
         allowed = self.client.max_payload
         if allowed < largest + _HEADROOM:
             raise StorageError(
@@ -147,7 +157,8 @@ class Link:
 
     async def _close(self) -> None:
         if self._client is not None:
-            await self._client.close()
+            with suppress(nats.errors.Error, OSError):  # the connection may be broken
+                await self._client.close()
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in pending:
             task.cancel()
@@ -159,11 +170,19 @@ class Link:
             _log.warning("%s: the connection is lost", self.settings)
 
     async def _found(self) -> None:
+        try:
+            assert self._connecting is not None
+            self._connecting.check_encrypted()
+        except StorageError as problem:
+            _log.error("%s", problem)
+            await self.client.close()
+            return
         self._gone_since = None
         _log.info("%s: connected again", self.settings)
 
-    async def _failed(self, problem: Exception) -> None:
-        _log.debug("%s: %s", self.settings, problem)
+    async def _given_up(self) -> None:
+        if self._client is not None and not self.closed:
+            _log.error("%s: the servers refuse this broker now", self.settings)
 
     # --- on the link's loop --------------------------------------------------------------------------
 
@@ -178,19 +197,34 @@ class Link:
         pause = _PAUSE
         while True:
             try:
-                return await self.client.request(
+                if self.silent:
+                    raise TimeoutError
+                answer = await self.client.request(
                     subject, payload, timeout=self.settings.api_timeout, headers=headers
                 )
+                self.heard()
+                return answer
             except (nats.errors.Error, OSError, TimeoutError) as problem:
                 if self.closed:
                     raise StorageError(f"{self.settings} is closed") from problem
-                if time.monotonic() + pause > ends:
+                if self.silent:
+                    self._say_given_up()
+                if self.silent or time.monotonic() + pause > ends:
                     raise StoreUnavailable(
                         f"{self.settings} does not answer: {type(problem).__name__}; what was sent may be "
                         "sent again"
                     ) from problem
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def _say_given_up(self) -> None:
+        if not self._said:
+            self._said = True
+            _log.warning(
+                "%s does not answer, and this broker stops: what it has not acknowledged yet is given up; "
+                "it may be stored or not, and the same request tells when it is back",
+                self.settings,
+            )
 
     async def api(
         self, operation: str, request: dict[str, object] | None = None, patience: float = 0.0

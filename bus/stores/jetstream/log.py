@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
@@ -44,6 +44,7 @@ _FRESH = 2.0
 _SHORT = 16 << 20
 """Bytes of the log that are not worth a snapshot."""
 _POINTER = "snapshot"
+_ROWS = "rows-"
 _COPY = 1 << 20
 _FOREVER = 1e9
 
@@ -59,6 +60,7 @@ class StreamLog(Log):
         self._subject = f"{link.settings.name}.log"
         self._question = f"{link.settings.name}.leader"
         self._reading = f"{link.settings.name}.reading"
+        self._brokers = f"{link.settings.name}.brokers"
         self._applied = 0
         self._moved = asyncio.Event()
         self._next = 1
@@ -108,6 +110,10 @@ class StreamLog(Log):
         """Raise BrokerUnavailable without a connection."""
         self._link.check()
 
+    def give_up_soon(self) -> None:
+        """What no server answers within a few seconds fails."""
+        self._link.give_up_soon()
+
     async def leader(self) -> str | None:
         """Ask who leads."""
         try:
@@ -126,6 +132,41 @@ class StreamLog(Log):
 
     async def _answer_to(self, subject: str, answer: Callable[[Msg], Awaitable[None]]) -> None:
         await self._link.client.subscribe(subject, cb=answer)  # pyright: ignore[reportUnknownMemberType]
+
+    async def tell(self, word: bytes) -> None:
+        """Publish it; it is not stored. Raises StorageError."""
+        try:
+            await self._called(self._link.client.publish(self._brokers, word))
+        except nats.errors.Error as problem:
+            raise StorageError(f"{self._link.settings}: {problem}") from problem
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None:
+        """Subscribe; ``heard`` is called on the loop of the broker."""
+        assert self._loop is not None
+        loop = self._loop
+
+        async def take(word: Msg) -> None:
+            loop.call_soon_threadsafe(heard, word.data)
+
+        await self._called(self._answer_to(self._brokers, take))
+
+    async def behind(self) -> int | None:
+        """Ask how far the stream is."""
+        if not self._link.connected:
+            return None
+        return max(0, await self._called(self._end()) - self._applied)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to any server."""
+        return self._link.connected
+
+    async def needs(self, runs: Collection[str]) -> set[str]:
+        """The snapshot that counts, and what says which one that is."""
+        if not any(run == _POINTER or run.startswith(_ROWS) for run in runs):
+            return set()
+        found = await asyncio.wrap_future(self._pieces.get(_POINTER, 0, None))
+        return {_POINTER} if found is None else {_POINTER, str(json.loads(found[0])["run"])}
 
     async def used_elsewhere(self, runs: Sequence[str]) -> set[str]:
         """Ask all brokers; those that read something else keep silent."""
@@ -186,6 +227,9 @@ class StreamLog(Log):
     async def _follow(self, apply: Deliver, lost: Callable[[str], None]) -> None:
         """On the link's loop, until the link is closed."""
         while not self._link.closed:
+            if self._link.refused:
+                lost("the servers refuse this broker's connection")
+                return
             consumer = f"follow-{secrets.token_hex(6)}"
             try:
                 await self._make_consumer(consumer, lost)
@@ -243,6 +287,7 @@ class StreamLog(Log):
                     )
                     asked = _BATCH
                 message = await arrivals.next_msg(timeout=_SILENCE)
+                self._link.heard()
                 status = (message.headers or {}).get("Status")
                 if status == "100":
                     continue
@@ -283,7 +328,7 @@ class StreamLog(Log):
                 _logger.error("%s: a record is not taken: %s", self._link.settings, problem.text)
                 await asyncio.sleep(1)
             except StorageError as problem:
-                if self._link.closed:
+                if self._link.closed or self._link.silent:
                     raise
                 _logger.error("a record is not taken: %s", problem)
                 await asyncio.sleep(1)
@@ -352,7 +397,7 @@ class StreamLog(Log):
         self._pointer = 0 if found is None else found[1]
         assert self._folder is not None
         path = self._folder / f"snapshot-{secrets.token_hex(4)}.db"
-        run = f"rows-{secrets.token_hex(8)}"
+        run = f"{_ROWS}{secrets.token_hex(8)}"
         try:
             seq = copy(path)
             file = self._runs.create(run, lambda _: None)

@@ -19,6 +19,8 @@ class JetStreamStore(ReplicatedStore):
         stand_by: see `ReplicatedStore`.
     """
 
+    kind = "jetstream"
+
     def __init__(self, settings: JetStreamSettings, *, stand_by: bool = False) -> None:
         link = self._link = Link(settings)
         pieces = StreamPieces(link)

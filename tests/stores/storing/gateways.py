@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 from urllib.request import urlopen
+
+from .network import Network
 
 _PATIENCE = 30.0
 
@@ -21,21 +24,45 @@ class Gateways:
     Args:
         folder: for their logs and their data directories.
         address: of the store.
+        network: that each is to be in a namespace of; None for loopback.
+        first: the namespace of the first one.
+        options: more of them, of `tensorbus serve`.
+        trusted: the authority of certificates that they trust; None for the system's.
     """
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        address: str,
+        network: Network | None = None,
+        first: int = 0,
+        options: Sequence[str] = (),
+        trusted: Path | None = None,
+    ) -> None:
+        self._options = options
+        self._trusted = trusted
         self._folder = folder
+        self._network = network
+        self._first = first
         self._address = address
         self._processes: list[subprocess.Popen[str]] = []
         self.urls: list[str] = []
 
-    def start(self) -> int:
-        """Start one more; its number."""
+    def start(self, trusted: Path | None = None) -> int:
+        """Start one more, which may trust another authority; its number."""
         number = len(self._processes)
         log = (self._folder / f"gateway-{number}.log").open("w")
         command = [sys.executable, "-m", "tensorbus", "serve", "--port", "0", "--json"]
+        if self._network is not None:
+            place = self._first + number
+            command = [*self._network.command(place), *command, "--allow-remote"]
+            command += ["--host", self._network.host(place)]
         command += ["--data", str(self._folder / f"data-{number}"), "--store", self._address]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        command += self._options
+        environment = dict(os.environ)
+        if (ca := trusted or self._trusted) is not None:
+            environment["SSL_CERT_FILE"] = str(ca)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         log.close()
         self._processes.append(process)
         assert process.stdout is not None
@@ -48,11 +75,13 @@ class Gateways:
         """What one of them has said."""
         return (self._folder / f"gateway-{number}.log").read_text()
 
-    def leader(self) -> int:
+    def leader(self, other_than: int | None = None) -> int:
         """The number of the one that leads, once there is one; it said so last."""
         ends = time.monotonic() + _PATIENCE
         while time.monotonic() < ends:
             for number, process in enumerate(self._processes):
+                if number == other_than:
+                    continue
                 said = [line for line in self.log(number).splitlines() if _is_about_lead(line)]
                 if process.poll() is None and said and said[-1].endswith("this broker leads"):
                     return number
@@ -67,6 +96,11 @@ class Gateways:
         """End one at once."""
         self._processes[number].send_signal(signal.SIGKILL)
         self._processes[number].wait()
+
+    def stop(self, number: int) -> int:
+        """End one as whoever runs it does; its exit code. It may take half of what the store is given."""
+        self._processes[number].terminate()
+        return self._processes[number].wait(_PATIENCE)
 
     def freeze(self, number: int) -> None:
         """One does nothing any more, and does not know it."""

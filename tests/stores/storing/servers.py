@@ -35,6 +35,7 @@ class NatsServers:
         count: how many; more than one are a cluster.
         max_payload: bytes of the largest message.
         network: that each is to be in a namespace of; None for loopback.
+        config: more lines of their configuration, about TLS or who may come.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class NatsServers:
         count: int = 1,
         max_payload: int = 1 << 20,
         network: Network | None = None,
+        config: str = "",
     ) -> None:
+        self._config = config
         self._max_payload = max_payload
         self._network = network
         self._hosts = [HOST if network is None else network.host(number) for number in range(count)]
@@ -73,7 +76,7 @@ class NatsServers:
         config.write_text(
             f'server_name: "n{number}"\nmax_payload: {self._max_payload}\n'
             f'listen: "{self._hosts[number]}:{self.ports[number]}"\n{cluster}'
-            f'jetstream {{ store_dir: "{folder / "js"}", max_file_store: 16GB }}\n'
+            f'jetstream {{ store_dir: "{folder / "js"}", max_file_store: 16GB }}\n{self._config}'
         )
         program = Path(sys.executable).parent / "nats-server"
         found = str(program) if program.exists() else shutil.which("nats-server")
@@ -82,6 +85,10 @@ class NatsServers:
         self._processes[number] = subprocess.Popen(
             [*before, found, "-c", str(config), "-l", str(folder / "log")], stdout=subprocess.DEVNULL
         )
+
+    def configure(self, config: str) -> None:
+        """Other lines of configuration, for those that are started from now on."""
+        self._config = config
 
     def kill(self, number: int) -> None:
         """End one of them at once."""
@@ -93,9 +100,27 @@ class NatsServers:
         """Until JetStream can be used through the first one that runs."""
         ends = time.monotonic() + _PATIENCE
         first = min(self._processes)
-        while not _is_ready(self._hosts[first], self.ports[first]):
+        while not self._is_ready(first):
             assert time.monotonic() < ends, "the NATS servers do not come up"
             time.sleep(0.05)
+
+    def _is_ready(self, number: int) -> bool:
+        if not self._config:
+            return _is_ready(self._hosts[number], self.ports[number])
+        log = self._folder / str(number) / "log"
+        return log.exists() and "Server is ready" in log.read_text()
+
+    def log(self, number: int) -> str:
+        """What one of them has said."""
+        return (self._folder / str(number) / "log").read_text()
+
+    def freeze(self, number: int) -> None:
+        """One does not answer any more, and its connections stay."""
+        self._processes[number].send_signal(signal.SIGSTOP)
+
+    def thaw(self, number: int) -> None:
+        """It goes on."""
+        self._processes[number].send_signal(signal.SIGCONT)
 
     def wait_for_replicas(self, name: str = "tensorbus") -> None:
         """Until all replicas of a store's streams have all: before that, to lose one more is one too many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,22 +13,32 @@ from tensorbus.errors import AlreadySettled, DeliveryExpired
 
 MIB = 1 << 20
 CONSUMER = "c"
+_PATIENCE = 180.0
+"""Seconds for which something has to go on, on a slow machine too."""
 
 
-def values(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """What is in the message of this number: some MiB, of a size of its own."""
-    return np.random.default_rng(count).standard_normal(4 * MIB // 8 + count)
+def values(count: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """What is in the message of this number: about ``size`` bytes, of a length of its own."""
+    return np.random.default_rng(count).standard_normal(size // 8 + count)
 
 
 class Traffic:
     """Publishers and workers that go on whatever happens.
+
+    A worker that is cut off may get what another one has got; but what is settled stays so.
+
+    Args:
+        size: bytes of a message.
+        ack_wait: seconds after which a delivery that is not settled comes again.
 
     Attributes:
         stored: ids of acknowledged messages by their keys.
         settled: ids of messages whose delivery was acknowledged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 4 * MIB, ack_wait: float = 20) -> None:
+        self._size = size
+        self._ack_wait = ack_wait
         self.stored: dict[str, str] = {}
         self.settled: set[str] = set()
         self._stop = asyncio.Event()
@@ -42,42 +53,47 @@ class Traffic:
     async def more(self, count: int) -> None:
         """Until so many more messages are stored."""
         goal = len(self.stored) + count
-        while len(self.stored) < goal:
-            for task in (*self._publishing, *self._working):
-                if task.done():
-                    task.result()
-            await asyncio.sleep(0.05)
+        await self._until(lambda: len(self.stored) >= goal)
 
-    async def end(self) -> None:
-        """Publish no more, wait until all is settled, and stop."""
+    async def end(self, bus: Client) -> None:
+        """Publish no more, wait until all is settled, and stop; then nothing is to be had any more."""
         self._stop.set()
-        await asyncio.gather(*self._publishing)
-        while self.settled != set(self.stored.values()):
-            for task in self._working:
-                if task.done():
-                    task.result()
-            await asyncio.sleep(0.05)
+        await self._until(lambda: all(task.done() for task in self._publishing))
+        await self._until(lambda: self.settled == set(self.stored.values()))
         for task in self._working:
             task.cancel()
         await asyncio.wait(self._working)
+        at_the_end = await bus.consumer(CONSUMER)
+        assert (at_the_end.backlog, at_the_end.ack_pending) == (0, 0)
+        async with bus.subscribe("big", consumer=CONSUMER, ack_wait=self._ack_wait) as deliveries:
+            assert await deliveries.receive(timeout=0.5) is None
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(_PATIENCE):
+            while not condition():
+                for task in (*self._publishing, *self._working):
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.05)
 
     async def _publish(self, bus: Client, name: str) -> None:
         count = 0
         while not self._stop.is_set():
             key = f"{name}-{count}"
-            receipt = await bus.publish("big", {"w": values(count)}, key=key, headers={"count": count})
+            receipt = await bus.publish(
+                "big", {"w": values(count, self._size)}, key=key, headers={"count": count}
+            )
             assert receipt.id not in self.stored.values()
             self.stored[key] = receipt.id
             count += 1
 
     async def _work(self, bus: Client) -> None:
-        async with bus.subscribe("big", consumer=CONSUMER, ack_wait=20) as deliveries:
+        async with bus.subscribe("big", consumer=CONSUMER, ack_wait=self._ack_wait) as deliveries:
             async for delivery in deliveries:
-                assert delivery.id not in self.settled
                 await self._deal_with(delivery)
 
     async def _deal_with(self, delivery: Delivery) -> None:
-        expected = values(int(str(delivery.headers["count"])))
+        expected = values(int(str(delivery.headers["count"])), self._size)
         found = {"w": np.zeros_like(expected)}
         await delivery.load(found)
         assert np.array_equal(found["w"], expected)
@@ -86,5 +102,5 @@ class Traffic:
         except DeliveryExpired:
             return  # it comes again
         except AlreadySettled:
-            pass  # by an acknowledgement of this, whose answer was lost
+            pass  # by an acknowledgement of this, whose answer was lost, or after it had run out of time here
         self.settled.add(delivery.id)
