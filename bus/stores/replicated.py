@@ -23,7 +23,6 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Literal, TypeVar
 
-from tensorbus.bus.damage import Damage
 from tensorbus.bus.messages import MessageInfo, Receipt, TopicInfo
 from tensorbus.errors import (
     BrokerUnavailable,
@@ -34,10 +33,9 @@ from tensorbus.errors import (
     StoreUnavailable,
 )
 
-from . import consumer_rows, damage_rows, message_rows, policy_rows, retention_rows, upload_rows
+from . import consumer_rows, damage_rows, message_rows
 from .base import (
     NO_TERMS,
-    Aged,
     Copy,
     Disk,
     FrameFile,
@@ -46,18 +44,17 @@ from .base import (
     Listing,
     RemoteFrames,
     Space,
-    Store,
     StoredConsumer,
     StoredDelivery,
     StoredPolicy,
     StoredUpload,
     Terms,
-    Usage,
 )
 from .logs import Log
 from .records import Command, packed, parse, record
 from .replica import Failed, Replica, state
 from .runs import Pieces, Runs
+from .shared import BorrowedFrames, SharedStore
 from .strays import Strays
 from .syncing import Sync, SyncObserver
 
@@ -76,7 +73,7 @@ _CLEARED = 200
 """Runs whose frames are removed at a time."""
 
 
-class ReplicatedStore(Store):
+class ReplicatedStore(SharedStore):
     """A store over a log and pieces.
 
     Args:
@@ -98,6 +95,7 @@ class ReplicatedStore(Store):
         self.name = name
         self.writer = secrets.token_hex(8)
         self._runs = Runs(pieces)
+        self._borrowed = Runs(pieces)
         self._pieces = pieces
         self._folder: Path | None = None
         self._replica: Replica | None = None
@@ -146,7 +144,7 @@ class ReplicatedStore(Store):
             await self.log.start(rows)
             self._replica = Replica(rows)
             there = await self._replica.open()
-            await self.log.follow(there.seq, self._deliver, self._fail, self._runs.in_use)
+            await self.log.follow(there.seq, self._deliver, self._fail, self._in_use)
             self._damaged = await self._rows.read(damage_rows.damaged)
             while not self._stand_by:
                 consumers = await self.lead()
@@ -349,10 +347,6 @@ class ReplicatedStore(Store):
         """It is whole again."""
         return await self._write("restore", message_id)
 
-    async def damages(self, after: int, limit: int) -> list[Damage]:
-        """Damaged messages by seq."""
-        return await self._read(damage_rows.damages(after, limit))
-
     def open_quarantined(self, message_id: str, size: int) -> int:
         """Nothing is ever put aside. Raises StoreDamaged."""
         raise StoreDamaged(f"message {message_id}: its frames were not put aside")
@@ -381,6 +375,27 @@ class ReplicatedStore(Store):
 
     def _dropped(self, run: str) -> None:
         self._tell("drop_runs", [run])
+
+    def _in_use(self, run: str) -> bool:
+        return self._runs.in_use(run) or self._borrowed.in_use(run)
+
+    def lend(self, message_id: str) -> int:
+        """Have another broker write a run; the log knows of it, as of one that is written here."""
+        self.check_writable()
+        self._runs.lent.add(message_id)
+        self._tell("begin_run", message_id)
+        return self._pieces.epoch()
+
+    def take_back(self, message_id: str, *, drop: bool = False) -> None:
+        """Its writer is done."""
+        self._runs.lent.discard(message_id)
+        if drop:
+            self._dropped(message_id)
+
+    def borrow(self, epoch: int) -> BorrowedFrames:
+        """Write a run for the broker that leads."""
+        self.check_writable()
+        return BorrowedFrames(self._borrowed, epoch)
 
     def open_frames(self, message_id: str, size: int | None) -> int | bytes | RemoteFrames:
         """The frames of a small message, or where to get those of a large one."""
@@ -440,10 +455,6 @@ class ReplicatedStore(Store):
         """Remove messages; their frames go with the next sweep."""
         return await self._write("remove", tuple(message_ids))
 
-    async def bodies(self, message_ids: Sequence[str]) -> dict[str, bytes]:
-        """Frames that are kept with the rows."""
-        return await self._read(message_rows.bodies(message_ids))
-
     async def receipt(self, topic: str, key: str) -> Receipt | None:
         """The first receipt of a key."""
         found = await self._read(message_rows.receipt(topic, key))
@@ -460,12 +471,6 @@ class ReplicatedStore(Store):
             found = await self._read(message_rows.message(message_id))
         return found
 
-    async def messages(
-        self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
-    ) -> list[MessageInfo]:
-        """Sealed messages by seq."""
-        return await self._read(message_rows.listing(pattern, after, limit, order, dead))
-
     async def page(
         self, pattern: str, after: int | None, limit: int, order: Literal["asc", "desc"], dead: bool = False
     ) -> tuple[list[MessageInfo], bool]:
@@ -473,28 +478,16 @@ class ReplicatedStore(Store):
         await self.log.catch_up()
         return await self._read(message_rows.page(pattern, after, limit, order, dead))
 
-    async def backlog(self, pattern: str, after: int) -> int:
-        """Number of matching messages after a seq."""
-        return await self._read(message_rows.backlog(pattern, after))
-
     async def topics(self) -> list[TopicInfo]:
         """Topics by name."""
         await self.log.catch_up()
         return await self._read(message_rows.topics)
-
-    async def totals(self) -> tuple[int, int]:
-        """Messages and bytes."""
-        return await self._read(message_rows.totals)
 
     # --- uploads -------------------------------------------------------------------------------------
 
     async def add_upload(self, upload: StoredUpload) -> None:
         """Keep an upload."""
         await self._write("add_upload", upload)
-
-    async def uploads(self) -> list[StoredUpload]:
-        """All uploads."""
-        return await self._read(upload_rows.uploads)
 
     async def touch_upload(self, message_id: str, expires: float, length: int | None) -> None:
         """Note when an upload may be removed."""
@@ -515,59 +508,15 @@ class ReplicatedStore(Store):
         """Forget a policy."""
         await self._write("delete_policy", name)
 
-    async def policies(self) -> list[StoredPolicy]:
-        """All policies."""
-        return await self._read(policy_rows.policies)
-
-    async def usage(self) -> dict[str, Usage]:
-        """What each topic holds."""
-        return await self._read(retention_rows.usage)
-
-    async def first_sealed(self) -> dict[str, float]:
-        """The age of each topic."""
-        return await self._read(retention_rows.first_sealed)
-
-    async def topic_usage(self, topic: str) -> Usage:
-        """What one topic holds."""
-        return await self._read(retention_rows.topic_usage(topic))
-
-    async def owner_usage(self, owner: str) -> Usage:
-        """What one owner has stored."""
-        return await self._read(retention_rows.owner_usage(owner))
-
-    async def oldest(self, topic: str, limit: int) -> list[Aged]:
-        """The first messages of a topic."""
-        return await self._read(retention_rows.oldest(topic, limit))
-
     async def make_room(
         self, topic: str, max_messages: int | None, max_bytes: int | None, limit: int
     ) -> list[str]:
         """Remove the oldest messages."""
         return await self._write("make_room", topic, max_messages, max_bytes, limit)
 
-    async def settled_by_all(self, topic: str, consumers: Sequence[str], limit: int) -> list[str]:
-        """Messages of a topic that nobody waits for."""
-        return await self._read(retention_rows.settled_by_all(topic, consumers, limit))
-
-    async def topics_of(self, message_ids: Sequence[str]) -> dict[str, str]:
-        """The topics of messages."""
-        return await self._read(retention_rows.topics_of(message_ids))
-
-    async def settled_by(self, message_id: str) -> list[str]:
-        """Those who are done with a message."""
-        return await self._read(retention_rows.settled_by(message_id))
-
-    async def settled_among(self, message_ids: Sequence[str], consumers: Sequence[str]) -> list[str]:
-        """Those of the messages that nobody waits for."""
-        return await self._read(retention_rows.settled_among(message_ids, consumers))
-
     async def prune_keys(self, topic: str, before: float, limit: int) -> int:
         """Forget old keys."""
         return await self._write("prune_keys", topic, before, limit)
-
-    async def topics_with_old_keys(self) -> dict[str, float]:
-        """Topics with keys that may be forgotten one day."""
-        return await self._read(retention_rows.topics_with_old_keys)
 
     def observe_syncs(self, observer: SyncObserver) -> None:
         """This process syncs nothing."""
@@ -598,7 +547,7 @@ class ReplicatedStore(Store):
             rows = connection.execute("SELECT run FROM garbage LIMIT ?", (_CLEARED,)).fetchall()
             return [run for (run,) in rows]
 
-        while runs := [run for run in await self._read(garbage) if not self._runs.in_use(run)]:
+        while runs := [run for run in await self._read(garbage) if not self._in_use(run)]:
             used = await self.log.used_elsewhere(runs)
             runs = [run for run in runs if run not in used]
             if not runs:
@@ -622,10 +571,6 @@ class ReplicatedStore(Store):
     async def take(self, wanted: HandOver) -> HandedOver:
         """Hand messages over."""
         return await self._write("take", wanted)
-
-    async def next_match(self, pattern: str, after: int) -> int:
-        """The next matching message."""
-        return await self._read(message_rows.next_match(pattern, after))
 
     async def note(self, deliveries: Sequence[StoredDelivery]) -> None:
         """Note deliveries."""

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 
 from tensorbus.errors import StorageError, StoreDamaged
 
@@ -29,6 +28,7 @@ _CACHED = 64 << 20
 """Bytes of pieces that are kept for readers, of all messages together."""
 _OWN = 8
 """Pieces that are kept for a reader of what may change."""
+_EPOCHS = threading.Lock()
 
 
 class Pieces(ABC):
@@ -36,19 +36,28 @@ class Pieces(ABC):
 
     Attributes:
         size: bytes of a piece.
-        term: of the broker's lead; what another one wrote in an earlier term can be written over.
+        term: of this broker's lead.
     """
 
     size: int = 512 << 10
     term: int = 0
+    _epochs: int = 0
+
+    def epoch(self) -> int:
+        """A number for whoever is about to write a run: greater than all that were given out before, by
+        this broker or by those that have led before it. What was written in an earlier epoch can be written
+        over. Belongs to the event loop and the threads of the broker that leads."""
+        with _EPOCHS:
+            self._epochs += 1
+            return (self.term << 32) + self._epochs
 
     @abstractmethod
-    def put(self, run: str, number: int, data: bytes, before: int) -> Future[int]:
+    def put(self, run: str, number: int, data: bytes, before: int, epoch: int = 0) -> Future[int]:
         """Store a piece; the version that it has then.
 
-        ``before`` is the version that it replaces, 0 if there is none: a broker that was taken for dead and
-        is not cannot write over what another has gone on with; but that one over what it still wrote. Fails
-        with StorageError.
+        ``before`` is the version that it replaces, 0 if there is none: a writer that was taken for dead and
+        is not cannot write over what another has gone on with, whose ``epoch`` is later; but that one over
+        what it still wrote. 0 is the beginning of this broker's lead. Fails with StorageError.
         """
 
     @abstractmethod
@@ -92,35 +101,47 @@ class Pieces(ABC):
 
 
 class Runs:
-    """The runs of a store. All methods block."""
+    """The runs of a store. All methods block.
+
+    Attributes:
+        lent: runs that another broker writes.
+    """
 
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
         self.cache = Cache(pieces)
+        self.lent: set[str] = set()
         self._writing: dict[str, RunFile] = {}
         self._left: dict[str, RunFile] = {}
         self._readers: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def create(self, run: str, dropped: Callable[[str], None]) -> RunFile:
-        """An empty run; ``dropped`` is told if it is given up."""
-        return self._opened(RunFile(self, run, 0, b"", 0, dropped))
+    def create(self, run: str, dropped: Callable[[str], None], epoch: int | None = None) -> RunFile:
+        """An empty run; ``dropped`` is told if it is given up. Without an ``epoch``, a new one begins."""
+        return self._opened(RunFile(self, run, self._epoch(epoch), dropped))
 
-    def reopen(self, run: str, size: int, dropped: Callable[[str], None]) -> RunFile:
+    def reopen(
+        self, run: str, size: int, dropped: Callable[[str], None], epoch: int | None = None
+    ) -> RunFile:
         """A run, cut to its first ``size`` bytes, to go on behind them. Raises StorageError."""
         self._settle(run)
+        epoch = self._epoch(epoch)
         whole, rest = divmod(size, self.pieces.size)
         if not rest:
             self.pieces.cut(run, whole).result()
-            return self._opened(RunFile(self, run, whole, b"", 0, dropped))
+            return self._opened(RunFile(self, run, epoch, dropped, whole))
         found = self.pieces.get(run, whole, None).result()
         if found is None or len(found[0]) < rest:
             raise StorageError(f"the frames of {run} end before byte {size}")
         stored, version = found
         self.pieces.cut(run, whole + 1).result()
-        if len(stored) > rest:
-            version = self.pieces.put(run, whole, stored[:rest], version).result()
-        return self._opened(RunFile(self, run, whole, stored[:rest], version, dropped))
+        # Even if it is what it should be: from now on its last writer, who may not know that it has been
+        # replaced, cannot make it longer.
+        version = self.pieces.put(run, whole, stored[:rest], version, epoch).result()
+        return self._opened(RunFile(self, run, epoch, dropped, whole, stored[:rest], version))
+
+    def _epoch(self, given: int | None) -> int:
+        return self.pieces.epoch() if given is None else given
 
     def open(self, run: str, size: int | None) -> RunReader:
         """The frames of a run; ``size`` is how many bytes there are for good, None of one that may change.
@@ -130,21 +151,25 @@ class Runs:
         """
         if size is not None:
             return RunReader(self, run, size, self.cache)
-        if self.writing(run) is None:
+        if self.writing(run) is None and run not in self.lent:
             self._settle(run)
-            count = self.pieces.count(run).result()
-            if not count:
-                raise StoreDamaged(f"message {run}: there are no frames")
-            last = self.pieces.get(run, count - 1, None).result()
-            if last is None:
-                raise StoreDamaged(f"message {run}: its frames are being removed")
-            size = (count - 1) * self.pieces.size + len(last[0])
+            size = self.stored(run)
         # What is cut off and comes again need not be the same: it is nobody else's.
         return RunReader(self, run, size, self.sure_cache())
 
     def sure_cache(self) -> Cache:
         """For one reader, of pieces as they are for certain."""
         return Cache(self.pieces, _OWN * self.pieces.size, sure=True)
+
+    def stored(self, run: str) -> int:
+        """Bytes of a run that are stored. Raises StorageError; StoreDamaged: there are none."""
+        count = self.pieces.count(run).result()
+        if not count:
+            raise StoreDamaged(f"message {run}: there are no frames")
+        last = self.pieces.get(run, count - 1, None).result()
+        if last is None:
+            raise StoreDamaged(f"message {run}: its frames are being removed")
+        return (count - 1) * self.pieces.size + len(last[0])
 
     def writing(self, run: str) -> RunFile | None:
         """The file through which this process writes a run."""
@@ -190,18 +215,29 @@ class Runs:
 
 
 class RunFile(FrameFile):
-    """A run that is being written; one thread at a time, but for ``sync``, ``recent`` and ``size``."""
+    """A run that is being written; one thread at a time, but for ``sync``, ``recent`` and ``size``.
+
+    Args:
+        dropped: told if it is given up.
+        whole: pieces that are full.
+        tail: what is stored of the last one, and its version.
+
+    Attributes:
+        epoch: of its writing; may become later between two calls.
+    """
 
     def __init__(
         self,
         runs: Runs,
         run: str,
-        whole: int,
-        tail: bytes,
-        version: int,
+        epoch: int,
         dropped: Callable[[str], None],
+        whole: int = 0,
+        tail: bytes = b"",
+        version: int = 0,
     ) -> None:
         self.run = run
+        self.epoch = epoch
         self._runs = runs
         self._pieces = runs.pieces
         self._dropped = dropped
@@ -240,12 +276,15 @@ class RunFile(FrameFile):
             while len(self._under_way) >= _UNDER_WAY:
                 self._wait_for_first()
             data = bytes(self._tail)
-            sent = self._pieces.put(self.run, self._whole, data, self._version)
+            sent = self._put(data)
             with self._lock:
                 self._under_way.append((self._whole, data, sent))
                 self._whole += 1
                 self._tail = bytearray()
                 self._version = self._stored = 0
+
+    def _put(self, data: bytes) -> Future[int]:
+        return self._pieces.put(self.run, self._whole, data, self._version, self.epoch)
 
     def sync(self) -> None:
         """All that was appended before this call is stored, the last piece as far as it goes."""
@@ -266,7 +305,7 @@ class RunFile(FrameFile):
             with self._lock:
                 data = bytes(self._tail)
             if len(data) > self._stored:
-                self._version = self._result(self._pieces.put(self.run, self._whole, data, self._version))
+                self._version = self._result(self._put(data))
                 self._stored = len(data)
 
     def rest(self) -> None:
@@ -318,7 +357,7 @@ class RunReader:
     """Reads a run at any offset; blocks, one thread at a time.
 
     Args:
-        size: bytes of the run; None of one that this process is writing.
+        size: bytes of the run; None of one that is being written.
         cache: of pieces.
     """
 
@@ -337,10 +376,7 @@ class RunReader:
         if self._size is not None:
             return self._size
         file = self._runs.writing(self._run)
-        if file is not None:
-            return file.size
-        with closing(self._runs.open(self._run, None)) as again:
-            return again.size
+        return self._runs.stored(self._run) if file is None else file.size
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset`` on, as far as there are bytes; how many.
@@ -351,7 +387,8 @@ class RunReader:
         count = 0
         while count < len(buffer):
             number, start = divmod(offset + count, self._pieces.size)
-            part = memoryview(self._piece(number))[start : start + len(buffer) - count]
+            piece = self._piece(number, whole=start + len(buffer) - count >= self._pieces.size)
+            part = memoryview(piece)[start : start + len(buffer) - count]
             if not part:
                 break
             buffer[count : count + len(part)] = part
@@ -375,13 +412,16 @@ class RunReader:
             self._closed = True
             self._runs.reading(self._run, -1)
 
-    def _piece(self, number: int) -> bytes:
+    def _piece(self, number: int, *, whole: bool) -> bytes:
+        """A piece, as far as there is; ``whole`` says that its last byte is wanted, so it must be full."""
         if self._size is None:
             file = self._runs.writing(self._run)
             if file is not None and (recent := file.recent(number)) is not None:
                 return recent
-            # It may have grown: nothing of it is kept.
-            found = self._pieces.get(self._run, number, None).result()
+            # It may have grown: nothing of it is kept. What another broker has filled need not be asked of
+            # the stream's leader; what is written here may have been cut, and filled anew.
+            full = whole and file is None
+            found = self._pieces.get(self._run, number, self._pieces.size if full else None).result()
             return b"" if found is None else found[0]
         if not self._expected(number):
             return b""

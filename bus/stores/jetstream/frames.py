@@ -26,14 +26,14 @@ _UNKNOWN = 1 << 60
 """Bytes that are free where no limit is set: only the servers know their disks."""
 
 
-_TERM = "Tensorbus-Term"
+_EPOCH = "Tensorbus-Epoch"
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     data: bytes
     version: int
-    term: int
+    epoch: int
 
 
 class StreamPieces(Pieces):
@@ -73,9 +73,9 @@ class StreamPieces(Pieces):
 
     # --- any thread ----------------------------------------------------------------------------------
 
-    def put(self, run: str, number: int, data: bytes, before: int) -> Future[int]:
+    def put(self, run: str, number: int, data: bytes, before: int, epoch: int = 0) -> Future[int]:
         """Store a piece."""
-        return self._link.call(self._put(run, number, data, before))
+        return self._link.call(self._put(run, number, data, before, epoch or self.term << 32))
 
     def get(self, run: str, number: int, size: int | None) -> Future[tuple[bytes, int] | None]:
         """A piece."""
@@ -118,12 +118,12 @@ class StreamPieces(Pieces):
     def _subject(self, run: str, number: int) -> str:
         return f"{self._prefix}.{run}.{number}"
 
-    async def _put(self, run: str, number: int, data: bytes, before: int) -> int:
+    async def _put(self, run: str, number: int, data: bytes, before: int, epoch: int) -> int:
         self._sent += 1
         headers = {
             "Nats-Msg-Id": f"{self._sender}.{self._sent}",
             "Nats-Expected-Last-Subject-Sequence": str(before),
-            _TERM: str(self.term),
+            _EPOCH: str(epoch),
         }
         subject = self._subject(run, number)
         try:
@@ -135,8 +135,8 @@ class StreamPieces(Pieces):
             # It may be this one: sent, stored, and sent again since the answer was lost.
             if there is not None and there.data == data:
                 return there.version
-            if there is not None and there.term < self.term:
-                return await self._put(run, number, data, there.version)
+            if there is not None and there.epoch < epoch:
+                return await self._put(run, number, data, there.version, epoch)
             raise StorageError(f"another broker goes on with the frames of {run}") from problem
 
     async def _get(self, run: str, number: int, size: int | None) -> tuple[bytes, int] | None:
@@ -162,7 +162,7 @@ class StreamPieces(Pieces):
                 return None
             raise StorageError(f"{self._link.settings}: {problem.text}") from problem
         message = answer["message"]
-        found = re.search(rf"^{_TERM}: *(\d+)", base64.b64decode(message.get("hdrs", "")).decode(), re.M)
+        found = re.search(rf"^{_EPOCH}: *(\d+)", base64.b64decode(message.get("hdrs", "")).decode(), re.M)
         return _Stored(
             base64.b64decode(message.get("data", "")),
             int(message["seq"]),
