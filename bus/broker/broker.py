@@ -101,6 +101,7 @@ class Broker(Publishing, Reading, Delivering, Upkeep):
         await self._scrubber.stop()
         self._deliveries.close()
         await self._open.close()
+        self._borrowing.close()
         await self._retention.close()
         await self._workers.close()
         await self._store.close()

@@ -25,6 +25,7 @@ from typing import Protocol
 from tensorbus.bus.stores.base import Part
 
 from .intake import Intake
+from .lent import LentIntake
 from .settings import BrokerSettings
 from .wakeup import Wakeup
 from .workers import Workers
@@ -73,7 +74,7 @@ class Inflow:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Intake | LentIntake,
         settings: BrokerSettings,
         workers: Workers,
         running: Running,

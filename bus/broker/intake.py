@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
-from tensorbus.bus.stores.base import FrameFile, Part, Store
+from tensorbus.bus.stores.base import FrameFile, Part, RemoteFrames
 from tensorbus.errors import LimitExceeded, StorageError, StoreDamaged
 from tensorbus.streaming.frames import Frame, FrameParser, Kind
 from tensorbus.streaming.headers import Envelope, Totals
@@ -31,6 +32,18 @@ class Reached:
     frames: int
 
 
+class FrameStore(Protocol):
+    """What an intake asks of a store, or of the part of one that was lent; see `Store`."""
+
+    def create(self, message_id: str) -> FrameFile: ...
+
+    def reopen(self, message_id: str, size: int) -> FrameFile: ...
+
+    def open_frames(self, message_id: str, size: int | None) -> int | bytes | RemoteFrames: ...
+
+    def check_room(self, size: int) -> None: ...
+
+
 class Intake:
     """Takes, checks and keeps. All methods block; one thread at a time, but for ``sync``.
 
@@ -46,7 +59,7 @@ class Intake:
         reached: what of it may be shown.
     """
 
-    def __init__(self, store: Store, message_id: str, limit: int, inline: int) -> None:
+    def __init__(self, store: FrameStore, message_id: str, limit: int, inline: int) -> None:
         self._store = store
         self._id = message_id
         self._limit = limit
@@ -58,7 +71,7 @@ class Intake:
         self._begin(FrameParser(keep_payload=False), MessageChecker())
 
     @classmethod
-    def reopened(cls, store: Store, message_id: str, limit: int, size: int | None) -> Intake:
+    def reopened(cls, store: FrameStore, message_id: str, limit: int, size: int | None) -> Intake:
         """What was kept of an upload in its file.
 
         Args:
@@ -76,8 +89,8 @@ class Intake:
             return intake  # nothing has come yet
         with closing(source):
             end = verified_end(source) if size is None else size
-        intake._file = store.reopen(message_id, end)
-        intake.cut(end)
+        intake._go_on(end)
+        intake._note()
         return intake
 
     @property
@@ -162,6 +175,11 @@ class Intake:
             self._begin(FrameParser(keep_payload=False), MessageChecker())
             return
         self._file.close()
+        self._go_on(size)
+
+    def _go_on(self, size: int) -> None:
+        """Behind byte ``size`` of what is in the file."""
+        self.size = size
         self._file = self._store.reopen(self._id, size)
         with self._source() as source:
             self._go_over(source)

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 
 from tensorbus.bus.messages import MessageInfo
-from tensorbus.streaming.headers import Envelope
+from tensorbus.streaming.headers import Envelope, Totals
 
 from .leases import Lease
 from .wakeup import Wakeup
@@ -120,6 +120,20 @@ class OpenMessage:
             followers = self._followers = self._followers or threading.Condition()
         with followers:
             return followers.wait_for(lambda: self.visible > position, patience)
+
+    def whole(self, size: int, totals: Totals, sealed: datetime) -> MessageInfo:
+        """The message as it is to be stored, but for its seq."""
+        return replace(
+            self.info,
+            state="sealed",
+            bytes=size,
+            frames=totals.frames,
+            items=totals.items,
+            original_bytes=totals.original_bytes,
+            wire_bytes=size,
+            digest=totals.digest.hex(),
+            sealed=sealed,
+        )
 
     def seal(self, info: MessageInfo, seq: int) -> None:
         """It is on stable storage; ``info`` is the whole but for the seq."""

@@ -21,7 +21,8 @@ from .message_ids import new_id
 from .open_message import OpenMessage, Phase
 from .quotas import Quotas
 from .settings import BrokerSettings
-from .uploads import Upload, UploadHost
+from .upload_host import UploadHost
+from .uploads import Upload
 from .workers import Workers
 
 SOURCE = "source"
@@ -334,8 +335,10 @@ class OpenMessages:
                 found = await self._replaced(stored)
                 self._replace(upload.message, found if isinstance(found, Replaced) else None)
 
-    def _parked(self, upload: Upload) -> None:
+    def _parked(self, message_id: str) -> None:
         """An upload has no writer any more: it is kept at hand while there are few of them."""
+        if (upload := self._uploads.get(message_id)) is None:
+            return
         self._warm.pop(upload.id, None)
         self._warm[upload.id] = upload
         while len(self._warm) > self._settings.warm_uploads:

@@ -10,6 +10,7 @@ from tensorbus.bus.stores.base import Store
 from tensorbus.bus.stores.syncing import Sync
 
 from .batches import Batches
+from .borrowing import Borrowing
 from .consumers import Consumers
 from .damaged import Damaged
 from .dead_letters import DeadLetters
@@ -53,6 +54,7 @@ class Parts:
         self._open = OpenMessages(
             store, settings, self._workers, clock, self._consumers, quotas, self.measures
         )
+        self._borrowing = Borrowing(store, settings, self._workers)
         self._batches = Batches(store, settings, self._workers, clock, self._consumers, quotas, self._open)
         self._damaged = Damaged(store, self._consumers, self._workers, clock, self.measures)
         self._reader_host = ReaderHost(self._workers, settings.chunk_bytes, self._damaged.found)

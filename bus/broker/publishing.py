@@ -13,6 +13,8 @@ from tensorbus.errors import (
 
 from . import kept_frames
 from .batches import Outcome, Record
+from .borrowing import Borrowed
+from .lent import Loan, Progress
 from .parts import Parts
 from .uploads import Upload
 
@@ -107,6 +109,14 @@ class Publishing(Parts):
             self.measures.duplicates += 1
         log_context.message_id.set(started.id)
         return started
+
+    async def borrow(self, loan: Loan) -> Borrowed:
+        """Write an upload that another broker of this store decides on. Raises StorageError."""
+        return await self._borrowing.take_up(loan)
+
+    async def give_back(self, upload: Borrowed) -> Progress:
+        """Write no more to what was borrowed; carried through even if the caller is cancelled."""
+        return await self._workers.finish(self._borrowing.end(upload))
 
     def upload(self, message_id: str) -> Upload | None:
         """The resumable upload of this id, None if there is none (any more). Raises InvalidName."""

@@ -10,69 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
 
-from tensorbus.bus.clock import Clock
 from tensorbus.bus.messages import MessageInfo, Receipt
-from tensorbus.bus.stores.base import NO_TERMS, Part, Store, StoredDelivery, StoredUpload, Terms
+from tensorbus.bus.stores.base import Part, StoredUpload
+from tensorbus.bus.stores.shared import SharedStore
 from tensorbus.errors import (
     BrokerBusy,
     BrokerUnavailable,
     ChunkMismatch,
     Conflict,
     MessageAborted,
-    QuotaExceeded,
     StorageError,
     StorageFull,
     StoreUnavailable,
     TensorbusError,
 )
-from tensorbus.streaming.headers import Totals
 
-from .inflow import Digest, Inflow, Running
+from .covering import Covering
+from .inflow import Digest, Inflow
 from .intake import Intake
+from .lent import LentIntake, Loan, Progress, tidy
 from .open_message import OpenMessage, Phase
-from .settings import BrokerSettings
 from .turns import Turns
-from .workers import Workers
+from .upload_host import UploadHost
 
 _log = logging.getLogger("tensorbus.broker")
 
 _NOTED_EARLIER = 1 / 24
 """Part of its life by which the end of an upload is put off before that is noted in the store."""
-
-
-def _no_terms(_message: OpenMessage) -> Terms:
-    return NO_TERMS
-
-
-@dataclass(frozen=True, slots=True)
-class UploadHost:
-    """What an upload needs of the broker.
-
-    Attributes:
-        changed: called when the message's envelope is known, when it was sealed and when it was aborted.
-        followers: the deliveries of a message that were handed out while it was open.
-        parked: called when an upload has no writer any more, but what it needs to go on at once.
-        look_up: look again what is stored beside the message in its quotas.
-        terms: on which a message may be listed.
-        running: shared by all uploads.
-    """
-
-    store: Store
-    settings: BrokerSettings
-    workers: Workers
-    clock: Clock
-    changed: Callable[[OpenMessage], None]
-    followers: Callable[[OpenMessage], Sequence[StoredDelivery]]
-    parked: Callable[[Upload], None]
-    look_up: Callable[[OpenMessage], Awaitable[None]]
-    terms: Callable[[OpenMessage], Terms] = _no_terms
-    running: Running = field(default_factory=Running)
 
 
 class Upload:
@@ -106,12 +76,12 @@ class Upload:
         self._at_work = asyncio.Lock()  # on the intake, other than to write
         self._fresh = fresh
         self._offset = 0 if fresh else None
-        self._intake: Intake | None = None
+        self._intake: Intake | LentIntake | None = None
         self._inflow: Inflow | None = None
         self._received = 0
         self._failure: Exception | None = None
         self._sealing: asyncio.Task[Receipt] | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._covering = Covering(message, host.workers, host.look_up)
         self._cleanup_task: asyncio.Task[None] | None = None
         if kept is None:
             self._intake = self._new_intake(size)
@@ -264,6 +234,52 @@ class Upload:
     async def __aexit__(self, *_: object) -> None:
         await self.abort("its publisher stopped before the end of the message")
 
+    # --- frames that come in at another broker -------------------------------------------------------
+
+    async def lend(self) -> Loan:
+        """Have another broker write in this turn, or request. Raises StorageError."""
+        self._check()
+        intake, store = self._intake, self._host.store
+        assert intake is not None, "lend a resumable upload in a turn"
+        if not isinstance(store, SharedStore):
+            raise StorageError("the store of this broker is its own")
+        epoch = store.lend(self.id)
+        before = intake.epoch if isinstance(intake, LentIntake) else 0
+        progress = Progress(intake.size, intake.reached, intake.envelope)
+        intake.close()
+
+        def returned(drop: bool) -> None:
+            store.take_back(self.id, drop=drop)
+
+        self._intake = LentIntake(progress, epoch, returned)
+        self._inflow = self._new_inflow(self._intake)
+        length = self.length if self._row is None else self._row.length
+        limit = self._host.settings.max_message_bytes
+        return Loan(self.id, epoch, before, progress.size, self._row is None, length, limit)
+
+    async def hear(self, progress: Progress) -> None:
+        """The other broker tells how far it is. Raises as ``write``: it need not go on."""
+        if isinstance(self._intake, LentIntake):
+            self._intake.hear(progress)
+        self._check()
+        self._writer().check()
+        self._grown()
+        await self._looked()
+
+    async def come_home(self) -> Intake:
+        """Its frames come in here, wherever they came in before. Raises StorageError."""
+        async with self._at_work:
+            intake = self._intake
+            assert intake is not None
+            if isinstance(intake, Intake):
+                return intake
+            intake.close()
+            self._intake, self._offset = None, intake.size
+            limit = self._host.settings.max_message_bytes
+            home = await self._workers.run(Intake.reopened, self._host.store, self.id, limit, self._offset)
+            self._intake, self._inflow = home, self._new_inflow(home)
+            return home
+
     # --- a resumable upload --------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -329,13 +345,13 @@ class Upload:
                 return
             self._show()
         if not self.written:
-            self._host.parked(self)
+            self._host.parked(self.id)
 
     def cool(self) -> None:
         """Let go of what a parked upload would need to go on at once: it can be read again."""
         if self.written or self._at_work.locked() or self.message.phase is not Phase.OPEN:
             return
-        if self._intake is not None:
+        if isinstance(self._intake, Intake):
             self._offset = self._intake.size
             self._intake.close()
             self._intake = None
@@ -374,8 +390,7 @@ class Upload:
             return
         self._received += inflow.received
         await inflow.quiet()
-        if self._looking is not None:
-            await asyncio.wait([self._looking])
+        await self._covering.looked()
         passing = isinstance(inflow.failure, StorageFull | StoreUnavailable)
         if isinstance(inflow.failure, StorageError) and not passing:
             # What the disk did not take once cannot be trusted to be there later.
@@ -384,7 +399,7 @@ class Upload:
             if self.message.ended or self._intake is None:
                 return
             try:
-                await self._workers.run(_tidy, self._intake, inflow.failure is not None)
+                await self._workers.run(tidy, self._intake, inflow.failure is not None)
                 self._show()
                 self._offset = self._intake.size
             except TensorbusError as problem:
@@ -393,7 +408,7 @@ class Upload:
                 self._intake = None
                 self._offset = None
         await self._put_off()
-        self._host.parked(self)
+        self._host.parked(self.id)
 
     async def _seal_complete(self) -> None:
         """If all has come it is acknowledged, whether or not the writer stayed for the answer: who asks then
@@ -433,7 +448,7 @@ class Upload:
             settings.inline_bytes if small else 0,
         )
 
-    def _new_inflow(self, intake: Intake | None) -> Inflow:
+    def _new_inflow(self, intake: Intake | LentIntake | None) -> Inflow:
         assert intake is not None
         return Inflow(
             intake,
@@ -461,32 +476,12 @@ class Upload:
 
     def _grown(self) -> None:
         """More has come: there must be room for it."""
-        if self._looking is not None:
-            return
-        if self.message.lease is not None and self._inflow is not None:
-            try:
-                self.message.lease.cover(self._inflow.intake.size)
-            except QuotaExceeded:
-                self._looking = self._workers.start(self._look_again(self._inflow))
-                return
-        self._show()
-
-    async def _look_again(self, inflow: Inflow) -> None:
-        """There is no room by what was stored when something last began; but some of it may be gone."""
-        try:
-            await self._host.look_up(self.message)
-            if self.message.lease is not None:
-                self.message.lease.cover(inflow.intake.size)
-            self._show()
-        except TensorbusError as problem:
-            inflow.fail(problem)
-        finally:
-            self._looking = None
+        if self._inflow is not None:
+            self._covering.cover(self._inflow, self._show)
 
     async def _looked(self) -> None:
         """Wait until it is known whether there is room for all that has come. Raises QuotaExceeded."""
-        if self._looking is not None:
-            await asyncio.wait([self._looking])
+        if await self._covering.looked():
             self._check()
             self._writer().check()
 
@@ -530,7 +525,9 @@ class Upload:
         self.message.phase = Phase.SEALING
         if self.message.lease is not None:
             self.message.lease.listing()
-        info = self._whole(intake.size, totals)
+        self.message.envelope = self.message.envelope or intake.envelope
+        now = datetime.fromtimestamp(self._host.clock.wall(), UTC)
+        info = self.message.whole(intake.size, totals, now)
         try:
             receipt = await self._host.store.seal(
                 info, self._host.followers(self.message), body, self._host.terms(self.message)
@@ -559,27 +556,12 @@ class Upload:
         inflow.fail(problem)
         # Where that fails too, it is verified from its file before anybody goes on with it.
         with suppress(TensorbusError):
-            await self._workers.run(inflow.intake.cut, inflow.intake.visible)
+            intake = inflow.intake if isinstance(inflow.intake, Intake) else await self.come_home()
+            await self._workers.run(intake.cut, intake.visible)
         self.message.phase = Phase.OPEN
         if self.message.lease is not None:
             self.message.lease.not_listed()
         self.message.moved.notify()
-
-    def _whole(self, size: int, totals: Totals) -> MessageInfo:
-        envelope = self._intake.envelope if self._intake else None
-        if self.message.envelope is None:
-            self.message.envelope = envelope
-        return replace(
-            self.message.info,
-            state="sealed",
-            bytes=size,
-            frames=totals.frames,
-            items=totals.items,
-            original_bytes=totals.original_bytes,
-            wire_bytes=size,
-            digest=totals.digest.hex(),
-            sealed=datetime.fromtimestamp(self._host.clock.wall(), UTC),
-        )
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -608,11 +590,3 @@ class Upload:
             await self._host.store.delete_upload(self.id)
         elif intake is not None:
             await self._workers.run(intake.discard)
-
-
-def _tidy(intake: Intake, failed: bool) -> None:
-    """In a worker thread: bring what a writer has left to where the next one can go on."""
-    if failed or intake.held:
-        intake.recover()
-    intake.spill()
-    intake.rest()
