@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 
 from tensorbus.errors import TensorbusError
 
@@ -31,6 +32,7 @@ class Gateway:
         self._broker = broker
         self._store = store
         self._url: str | None = None
+        self._secret = secrets.token_urlsafe(32)
         self._moved = Wakeup()
 
     @property
@@ -43,12 +45,21 @@ class Gateway:
         """The address of the one that does, if it is known."""
         return self._url
 
+    @property
+    def secret(self) -> str:
+        """What the one that leads has told the others: they show it when they store what it decides on.
+
+        It is told with the address, over NATS: who may ask there may do everything with the store anyway.
+        """
+        return self._secret
+
     async def gone(self, url: str) -> None:
         """Until the one at ``url`` does not lead any more."""
         while self._url == url and not self.leading:
             await self._moved.wait(self._moved.version)
 
-    def _leads(self, url: str | None) -> None:
+    def _leads(self, url: str | None, secret: str | None = None) -> None:
+        self._secret = secret or self._secret
         if url != self._url:
             self._url = url
             self._moved.notify()
@@ -75,17 +86,19 @@ class Gateway:
         if not self._broker.leading:
             await self._stand_by()
         _log.info("this broker leads")
-        await self._store.log.announce(own)
+        self._secret = secrets.token_urlsafe(32)
+        await self._store.log.announce(f"{own}#{self._secret}")
         await self._store.over.wait()
 
     async def _stand_by(self) -> None:
         missed = _MISSED - 1  # at the start, nobody may ever have led
         while True:
-            found = await self._store.log.leader()
-            if found is not None:
+            said = await self._store.log.leader()
+            if said is not None:
+                found, _, secret = said.partition("#")
                 if found != self._url:
                     _log.info("the broker at %s leads", found)
-                self._leads(found)
+                self._leads(found, secret)
                 missed = 0
             else:
                 missed += 1

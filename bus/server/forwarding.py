@@ -1,19 +1,19 @@
 """Requests that another broker of the same store has to answer are handed on to it, and its answers back.
 
 What is sealed is the same for all brokers, so each reads it by itself. What has to be decided, one decides:
-it leads, and the others are its gateways. A caller need not know which one it talks to.
+it leads, and the others are its gateways. A caller need not know which one it talks to. The bytes of a large
+publish do not go that way: who gets them stores them (`writing`, `lending`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Protocol, Self
 
 import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from multidict import CIMultiDict
 from yarl import URL
 
 from tensorbus.errors import BrokerUnavailable, InvalidName, TensorbusError
@@ -21,23 +21,11 @@ from tensorbus.errors import BrokerUnavailable, InvalidName, TensorbusError
 from .access import PUBLIC
 from .bodies import HANDED_ON, accept, chunks
 from .context import context
+from .hops import unreachable, without_hops
+from .lending import lending_middleware
 from .problems import Handler, problem_middleware
+from .writing import Writing, brings_much
 
-MARK = HANDED_ON
-_HOP = frozenset(
-    {
-        "connection",
-        "expect",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Fields that concern one connection only (RFC 9110, 7.6.1)."""
 _SMALL = 64 << 10
 """Bytes of a body that is sent without asking."""
 _OWN = PUBLIC | {"/metrics"}
@@ -57,6 +45,11 @@ class Leader(Protocol):
     @property
     def url(self) -> str | None:
         """The address of the one that does, if it is known."""
+        ...
+
+    @property
+    def secret(self) -> str:
+        """What the brokers of the store know, and nobody else; another one whenever the lead moves."""
         ...
 
     async def gone(self, url: str) -> None:
@@ -91,6 +84,11 @@ class Forwarding:
             await self._session.close()
 
     @property
+    def lending(self) -> Middleware:
+        """To stand before what writes requests into the log; see `lending`."""
+        return lending_middleware(self._leader)
+
+    @property
     def middleware(self) -> Middleware:
         """To stand before those that ask for rights: who answers does that."""
 
@@ -123,9 +121,9 @@ class Forwarding:
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         """Hand on, while the same broker leads: one that is gone may not even break its connections."""
         leader, session = self._leader.url, self._session
-        if leader is None or session is None or MARK in request.headers:
+        if leader is None or session is None or HANDED_ON in request.headers:
             raise BrokerUnavailable("no broker of this store is in the lead at this moment; ask again")
-        answer = _Answer(request)
+        answer = Writing(request, self._leader.secret) if brings_much(request) else _Answer(request)
         handing = asyncio.ensure_future(answer.fetch(session, leader))
         gone = asyncio.ensure_future(self._leader.gone(leader))
         try:
@@ -158,8 +156,8 @@ class _Answer:
     async def fetch(self, session: aiohttp.ClientSession, leader: str) -> web.StreamResponse:
         """Get it and hand it back. Raises BrokerUnavailable."""
         request = self._request
-        headers = _without_hops(request.headers)
-        headers[MARK] = "1"
+        headers = without_hops(request.headers)
+        headers[HANDED_ON] = "1"
         try:
             async with session.request(
                 request.method,
@@ -172,31 +170,18 @@ class _Answer:
                 skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
             ) as answer:
                 response = self._response = web.StreamResponse(
-                    status=answer.status, reason=answer.reason, headers=_without_hops(answer.headers)
+                    status=answer.status, reason=answer.reason, headers=without_hops(answer.headers)
                 )
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
                 await response.write_eof()
                 return response
-        except aiohttp.ClientConnectorCertificateError as problem:
-            self.broken()
-            raise BrokerUnavailable(
-                f"the broker that leads, {leader}, is not trusted by this one ({_reason(problem)}); "
-                "SSL_CERT_FILE in this one's environment names the file of its certificate's authority"
-            ) from problem
         except (aiohttp.ClientError, OSError, TimeoutError) as problem:
             self.broken()
             if isinstance(problem, TensorbusError):
                 raise
-            raise BrokerUnavailable(
-                f"the broker that leads cannot be reached: {str(problem) or type(problem).__name__}"
-            ) from problem
-
-
-def _reason(problem: aiohttp.ClientConnectorCertificateError) -> str:
-    error = problem.certificate_error
-    return str(getattr(error, "verify_message", "") or error)
+            raise unreachable(leader, problem) from problem
 
 
 def _is_large(request: web.Request) -> bool:
@@ -208,7 +193,3 @@ async def _body(request: web.Request) -> AsyncIterator[bytes]:
     await accept(request)
     async for chunk in chunks(request):
         yield chunk
-
-
-def _without_hops(fields: Mapping[str, str]) -> CIMultiDict[str]:
-    return CIMultiDict((name, value) for name, value in fields.items() if name.lower() not in _HOP)

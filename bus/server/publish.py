@@ -8,7 +8,6 @@ from aiohttp import web
 
 from tensorbus.bus import log_context
 from tensorbus.bus.broker.batches import Record
-from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import Receipt
 from tensorbus.bus.topics import check_topic
 from tensorbus.errors import InvalidRequest
@@ -16,10 +15,11 @@ from tensorbus.errors import InvalidRequest
 from .access import new_upload
 from .bodies import accept, chunks, count_in, expect_later
 from .context import context
+from .lending import announced, borrower_of
 from .limits import read_body
 from .media import FRAMES
 from .plain import wrap_plain
-from .receiver import can_receive, receive
+from .receiver import Taker, can_receive, receive
 
 log = logging.getLogger("tensorbus.server")
 routes = web.RouteTableDef()
@@ -39,7 +39,7 @@ async def publish(request: web.Request) -> web.Response:
         started = await here.broker.begin(
             topic,
             request.headers.get("Idempotency-Key"),
-            request.content_length,
+            announced(request),
             identity.id,
             identity.quotas.max_bytes,
         )
@@ -47,8 +47,11 @@ async def publish(request: web.Request) -> web.Response:
         return _answer(request, started)
     with here.counters.upload():
         try:
-            await accept(request)
-            await _move(request, started)
+            if (borrower := borrower_of(request)) is None:
+                await accept(request)
+                await move(request, started)
+            else:
+                await borrower.carry(started)
         except BaseException as error:
             # A cancellation too (the publisher left): the upload's file and memory are given back at once.
             reason = str(error) or "the publisher left before the end of the message"
@@ -84,7 +87,8 @@ async def _publish_whole(request: web.Request, topic: str) -> Receipt:
     return outcome
 
 
-async def _move(request: web.Request, upload: Upload) -> None:
+async def move(request: web.Request, upload: Taker) -> None:
+    """The body into an upload, as frames if it is none."""
     if request.content_type != FRAMES:
         async for piece in wrap_plain(request, chunks(request)):
             await upload.write(piece)

@@ -17,11 +17,11 @@ import select
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from aiohttp import web
 
-from tensorbus.bus.broker.uploads import Upload
+from tensorbus.bus.stores.base import Part
 from tensorbus.errors import TransferStalled, TruncatedFrames
 
 from .bodies import count_in
@@ -39,6 +39,18 @@ _MOMENT = 1
 """Milliseconds."""
 
 
+class Taker(Protocol):
+    """What bytes go to: an `Upload`, or the part of one that was lent to this broker."""
+
+    async def write(self, chunk: Part) -> None: ...
+
+    def take(self, view: memoryview) -> None: ...
+
+    async def pace(self) -> None: ...
+
+    async def flush(self) -> None: ...
+
+
 def can_receive(request: web.Request) -> bool:
     """Whether the body can be received past aiohttp: it is large and of known length."""
     return (
@@ -48,7 +60,7 @@ def can_receive(request: web.Request) -> bool:
     )
 
 
-async def receive(request: web.Request, upload: Upload, length: int) -> None:
+async def receive(request: web.Request, upload: Taker, length: int) -> None:
     """Write the ``length`` bytes of the body into ``upload``.
 
     Raises:
@@ -134,7 +146,7 @@ class SocketReceiver:
         finally:
             loop.remove_reader(descriptor)
 
-    def move(self, upload: Upload, left: int, turn: Turn) -> Stay:
+    def move(self, upload: Taker, left: int, turn: Turn) -> Stay:
         """In a worker thread: bring up to ``left`` bytes into the upload, for as long as they flow."""
         most = min(left, _STAY)
         moved = 0

@@ -66,6 +66,7 @@ def build_app(
         # The first is the outermost: what goes into the audit log is what the caller was answered.
         middlewares=[
             gate_middleware,
+            *(() if forwarding is None else (forwarding.lending,)),
             log_middleware,
             *(() if forwarding is None else (forwarding.middleware,)),
             audit_middleware,

@@ -14,11 +14,13 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Protocol
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from tensorbus.bus import log_context
+from tensorbus.bus.broker.inflow import Digest
 from tensorbus.bus.broker.uploads import Upload
 from tensorbus.bus.messages import MessageInfo, Receipt
 from tensorbus.bus.topics import check_message_id, check_topic
@@ -37,8 +39,9 @@ from . import tus_headers as tus
 from .access import Identity, authorize_any, hide, is_owner, may, new_upload, owner_of
 from .bodies import accept, chunks
 from .context import context
+from .lending import announced, borrower_of
 from .problems import Handler
-from .receiver import can_receive, receive
+from .receiver import Taker, can_receive, receive
 
 log = logging.getLogger("tensorbus.server")
 routes = web.RouteTableDef()
@@ -250,15 +253,14 @@ async def _bring(request: web.Request, upload: Upload) -> Receipt | None:
         await upload.set_length(announced)
     length = row.length if announced is None else announced
     _check_fits(request, upload, length)
-    if expected is not None:
-        upload.hold(expected[0])
     try:
         with context(request).counters.resumable():
-            await accept(request)
-            await _move(request, upload, length)
-        if expected is not None:
-            await upload.verify(expected[1])
-        await upload.flush()
+            if (borrower := borrower_of(request)) is None:
+                await upload.come_home()
+                await accept(request)
+                await bring(request, upload, length, expected)
+            else:
+                await borrower.carry(upload)
         return await _completed(upload, length)
     except BaseException as problem:
         log.info("upload %s stops at byte %s: %s", upload.id, upload.offset, problem or "the publisher left")
@@ -267,7 +269,7 @@ async def _bring(request: web.Request, upload: Upload) -> Receipt | None:
 
 def _check_fits(request: web.Request, upload: Upload, length: int | None) -> None:
     limit = context(request).broker.settings.max_message_bytes if length is None else length
-    end = (upload.offset or 0) + (request.content_length or 0)
+    end = (upload.offset or 0) + (announced(request) or 0)
     if end > limit:
         raise LimitExceeded(f"upload {upload.id} would grow to {end} bytes; it may have {limit}")
 
@@ -278,7 +280,33 @@ def _check_limit(request: web.Request, length: int) -> None:
         raise LimitExceeded(f"a body of {length} bytes is over the {limit} that this broker accepts")
 
 
-async def _move(request: web.Request, upload: Upload, length: int | None) -> None:
+class _Taker(Taker, Protocol):
+    """What the body of a `PATCH` goes to."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def offset(self) -> int | None: ...
+
+    def hold(self, digest: Digest) -> None: ...
+
+    async def verify(self, expected: bytes) -> None: ...
+
+
+async def bring(
+    request: web.Request, upload: _Taker, length: int | None, expected: tuple[Digest, bytes] | None
+) -> None:
+    """The body into an upload of ``length`` bytes; ``expected`` is its checksum, if it has one."""
+    if expected is not None:
+        upload.hold(expected[0])
+    await _move(request, upload, length)
+    if expected is not None:
+        await upload.verify(expected[1])
+    await upload.flush()
+
+
+async def _move(request: web.Request, upload: _Taker, length: int | None) -> None:
     if can_receive(request):
         await receive(request, upload, request.content_length or 0)
         return
