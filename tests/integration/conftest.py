@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 from storing import KINDS, NatsServers, Stores, frames_left
-from storing.suite import ABOUT_FILES, CLUSTERED, SUITE
+from storing.suite import ABOUT_FILES, CLUSTERED, FOLLOWED, SUITE
 from tensorbus.bus import testing
+from tensorbus.bus.server import writing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +35,9 @@ def _kinds(config: pytest.Config, module: str, test: str) -> list[str]:
     kinds = list(KINDS) if asked in ("", "all") else asked.split(",")
     if not asked and module not in CLUSTERED:
         kinds = ["file", "jetstream"]
+        if module in FOLLOWED:
+            kinds.append("follower")
+    kinds = [kind for kind in kinds if kind != "follower" or module in FOLLOWED]
     return [kind for kind in kinds if kind == "file" or test not in ABOUT_FILES]
 
 
@@ -60,9 +64,12 @@ def store_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         return
     servers: NatsServers | None = None
     if kind != "memory":
-        servers = request.getfixturevalue("nats_server" if kind == "jetstream" else "nats_cluster")
+        servers = request.getfixturevalue("nats_cluster" if kind == "cluster" else "nats_server")
     stores = Stores(servers)
     modules: list[ModuleType] = [testing, sys.modules[request.node.module.__name__]]
+    if kind == "follower":
+        monkeypatch.setattr(writing, "MUCH", 0)
+        monkeypatch.setattr(modules[1], "running_broker", stores.run_follower)
     for module in modules:
         if hasattr(module, "FileStore"):
             monkeypatch.setattr(module, "FileStore", stores.make)

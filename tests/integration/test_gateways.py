@@ -154,7 +154,7 @@ async def test_the_leader_may_be_killed(gateways: Gateways) -> None:
 async def test_an_upload_goes_on_at_another_broker(gateways: Gateways) -> None:
     """The one that takes it is killed in the midst; the publisher notices a pause."""
     leader = gateways.leader()
-    values = np.random.default_rng(0).standard_normal(96 * MIB // 8)
+    values = np.random.default_rng(0).standard_normal(192 * MIB // 8)
     async with aiohttp.ClientSession() as session, Client(gateways.urls[1 - leader]) as bus:
         publishing = asyncio.create_task(bus.publish("big", {"w": values}, key="big"))
         http = Http(session, gateways.urls[leader])

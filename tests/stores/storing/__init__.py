@@ -6,6 +6,7 @@ from .kinds import KINDS, Stores
 from .lagging import LaggingReplica
 from .left import frames_left
 from .network import Network
+from .relay import Relay
 from .servers import NatsServers, free_ports
 from .traffic import Traffic
 
@@ -16,6 +17,7 @@ __all__ = [
     "LaggingReplica",
     "NatsServers",
     "Network",
+    "Relay",
     "Stores",
     "Traffic",
     "free_ports",

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from sqlite3 import Connection
 
+from tensorbus.bus.broker import BrokerSettings
+from tensorbus.bus.server import ServerSettings
 from tensorbus.bus.stores.base import Store
 from tensorbus.bus.stores.jetstream import JetStreamSettings, JetStreamStore
 from tensorbus.bus.stores.memory import Memory, MemoryStore
 from tensorbus.bus.stores.replicated import ReplicatedStore
 
+from .following import running_follower
 from .servers import NatsServers
 
-KINDS = ("file", "memory", "jetstream", "cluster")
-"""The embedded store; one in memory; JetStream on one server; on three of them, with three replicas."""
+KINDS = ("file", "memory", "jetstream", "cluster", "follower")
+"""The embedded store; one in memory; JetStream on one server; on three of them, with three replicas; and on
+one server, with all requests sent to a broker that does not lead."""
 
 
 class Stores:
@@ -39,9 +43,20 @@ class Stores:
     def _make(self, path: Path) -> _MemoryAt | _JetStreamAt:
         if self._servers is None:
             return _MemoryAt(path, self._memories.setdefault(path, Memory()))
+        return _JetStreamAt(path, self._where(path))
+
+    def run_follower(
+        self, data: Path, limits: BrokerSettings | None = None, settings: ServerSettings | None = None
+    ) -> AbstractAsyncContextManager[str]:
+        """In the place of `running_broker`."""
+        data.mkdir(parents=True, exist_ok=True)
+        return running_follower(self._where(data), data, limits, settings)
+
+    def _where(self, path: Path) -> JetStreamSettings:
+        assert self._servers is not None
         name = "t" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
         self._names.add(name)
-        return _JetStreamAt(path, JetStreamSettings.parse(f"{self._servers.address}&name={name}"))
+        return JetStreamSettings.parse(f"{self._servers.address}&name={name}")
 
     async def kept(self, path: Path) -> set[str]:
         """Ids of the messages that the store at a path has frames of, when it has cleaned up."""

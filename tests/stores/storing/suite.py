@@ -34,6 +34,9 @@ SUITE = frozenset(
 )
 """Modules."""
 
+FOLLOWED = frozenset({"test_server_publish", "test_server_tus"})
+"""Those that publish over HTTP, and do so at a broker that does not lead, too."""
+
 CLUSTERED = frozenset(
     {
         "test_policies",
