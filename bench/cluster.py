@@ -5,13 +5,15 @@
 
 All processes run on this machine, over loopback: what is seen is what the layers cost, not what three
 machines with three disks can do. Rounds go through all rows in turn; medians count. With two brokers,
-publishers and readers are spread over both.
+readers are spread over both, and so are publishers, unless a row says that all of them use the one that does
+not lead.
 
 - publish: two messages at a time, of ``--mib`` MiB each, from processes of their own that send ready frames;
 - download: ``--readers`` at a time read all of it; a server process that has it in its cache reads no disk;
 - small: messages of 1 KiB, 64 under way, each in a request of its own;
 - settle: one delivery after the other is pulled and acknowledged: the latency of a decision;
-- CPU: seconds of the brokers and of the NATS servers for each GiB that was published or downloaded.
+- CPU: seconds of the brokers and of the NATS servers for each GiB that was published or downloaded; and what
+  of a publish the broker that leads has spent.
 """
 
 from __future__ import annotations
@@ -49,19 +51,25 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is measured: so many brokers, on so many NATS servers; on files where there are none."""
+    """What is measured: so many brokers, on so many NATS servers; on files where there are none.
+
+    The first broker leads; messages are published at those from ``publish_at`` on.
+    """
 
     name: str
     brokers: int
     servers: int
+    publish_at: int = 0
 
 
 ROWS = (
     Row("files, 1 broker", 1, 0),
     Row("JetStream R=1, 1 broker", 1, 1),
     Row("JetStream R=1, 2 brokers", 2, 1),
+    Row("JetStream R=1, at the second of 2", 2, 1, 1),
     Row("JetStream R=3, 1 broker", 1, 3),
     Row("JetStream R=3, 2 brokers", 2, 3),
+    Row("JetStream R=3, at the second of 2", 2, 3, 1),
 )
 
 
@@ -96,7 +104,8 @@ def started(row: Row, folder: Path) -> Generator[Running]:
             assert process.stdout is not None
             running.urls.append(str(json.loads(process.stdout.readline())["url"]))
             running.brokers.append(process.pid)
-        asyncio.run(_answering(running.urls))
+            # Each before the next is started, so that the first one leads.
+            asyncio.run(_answering(running.urls))
         yield running
 
 
@@ -239,12 +248,13 @@ def measure(row: Row, mib: int, readers: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="bench-cluster-") as name, started(row, Path(name)) as running:
         urls = running.urls
         gib = mib * MIB / GIB
-        before = _cpu(running.brokers), _cpu(running.servers)
+        before = _cpu(running.brokers), _cpu(running.servers), _cpu(running.brokers[:1])
         began = time.perf_counter()
-        publishing = [_apart("publish", urls[n % len(urls)], f"bulk.{n}", str(mib * MIB)) for n in range(2)]
+        to = urls[row.publish_at :]
+        publishing = [_apart("publish", to[n % len(to)], f"bulk.{n}", str(mib * MIB)) for n in range(2)]
         messages = _said(publishing)
         published = time.perf_counter() - began
-        middle = _cpu(running.brokers), _cpu(running.servers)
+        middle = _cpu(running.brokers), _cpu(running.servers), _cpu(running.brokers[:1])
         began = time.perf_counter()
         reading = [_apart("download", urls[n % len(urls)], messages[n % 2]) for n in range(readers)]
         sizes = _said(reading)
@@ -257,6 +267,7 @@ def measure(row: Row, mib: int, readers: int) -> Figures:
             "small messages/s": asyncio.run(_small(urls)),
             "settle ms": asyncio.run(_settle(urls[-1])),
             "publish: brokers s/GiB": (middle[0] - before[0]) / (2 * gib),
+            "publish: of that, leader s/GiB": (middle[2] - before[2]) / (2 * gib),
             "publish: servers s/GiB": (middle[1] - before[1]) / (2 * gib),
             "download: brokers s/GiB": (after[0] - middle[0]) / (readers * gib),
             "download: servers s/GiB": (after[1] - middle[1]) / (readers * gib),
