@@ -57,7 +57,7 @@ class Borrowing:
     async def end(self, upload: Borrowed) -> Progress:
         """Nothing more comes in this turn: where the next writer goes on, and whether that is known."""
         progress = await upload.end()
-        if not progress.done or upload.complete:
+        if not progress.done or not upload.goes_on:
             upload.close()
             return progress
         self._warm[upload.id] = upload
@@ -118,9 +118,9 @@ class Borrowed:
         return self._intake.size - self._intake.held
 
     @property
-    def complete(self) -> bool:
-        """Whether the last frame has come."""
-        return self._intake.complete
+    def goes_on(self) -> bool:
+        """Whether there may be another turn: what comes in one request has one only."""
+        return not self._loan.fresh and not self._intake.complete
 
     def renew(self, loan: Loan) -> bool:
         """Go on from the last turn, if nobody else has written since; False: begin anew."""
