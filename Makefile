@@ -50,8 +50,8 @@ kernels: $(STAMP) ## compile the codecs' kernels anew
 demo: $(KERNELS) ## fine-tune a small language model over two sites on this machine; ARGS="--codec int8 --sites 4"
 	$(BIN)/tensorbus demo $(ARGS)
 
-test: $(KERNELS) ## run the tests, two files at a time; ARGS="-k frames"
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+test: $(KERNELS) ## run the tests, three files at a time; ARGS="-k frames"
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, architecture
 	$(BIN)/ruff check
