@@ -69,9 +69,9 @@ VARIANTS = {
         ("broker", "aggregator", *SITES, "prometheus"),
     ),
     "cluster": Variant(
-        ("deploy/compose.cluster.yaml", f"{STANDINS}/cluster.yaml"),
-        ("demo",),
-        (*NATS, "gateway-1", "gateway-2", "broker", "aggregator", *SITES),
+        ("deploy/compose.cluster.yaml", f"{STANDINS}/cluster.yaml", f"{STANDINS}/prometheus.yaml"),
+        ("demo", "observe"),
+        (*NATS, "gateway-1", "gateway-2", "broker", "aggregator", *SITES, "prometheus"),
     ),
 }
 
@@ -266,9 +266,9 @@ def test_plain_images_are_small(federation: Federation, capsys: pytest.CaptureFi
     assert sizes["aggregator"] - base < PLAIN_IMAGES_LIMIT
 
 
-@on("secure")
+@on("secure", "cluster")
 def test_prometheus_scrapes_the_broker_with_its_token(federation: Federation) -> None:
-    """Over HTTPS, as deploy/observe/prometheus.secure.yml says, with the alert rules beside it."""
+    """Over HTTPS, as deploy/observe/prometheus.*.yml says, with the alert rules beside it."""
     asyncio.run(_publish_one(federation))
     api = f"http://127.0.0.1:{federation.watching}/api/v1"
     query = urllib.parse.urlencode({"query": "tensorbus_sealed_messages_total > 0"})
